@@ -28,3 +28,14 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_logstart(location: tuple[str, int | None, str]) -> None:
+    """Exempt also what the tests of other files have imported, such as numba."""
+    if location[0] not in _begun:
+        _begun.add(location[0])
+        gc.collect()
+        gc.freeze()
+
+
+_begun: set[str] = set()  # files with tests

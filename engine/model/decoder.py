@@ -242,6 +242,11 @@ class Decoder:
         self.head_unit = layers[-1].units.stop
         replace_modules(model, self.layers, self.original_length)
 
+    @property
+    def has_recurrent_layers(self) -> bool:
+        """Whether some layers have a recurrent state."""
+        return any(layer.number is not None for layer in self.layers)
+
     def is_long(self, num_tokens: int) -> bool:
         """Return True if a sequence of `num_tokens` tokens uses the long rope frequencies."""
         return self.original_length is not None and num_tokens > self.original_length

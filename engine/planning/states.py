@@ -8,8 +8,10 @@ from engine.spec import ModelSpec
 DEFAULT_SEQUENCES = 8
 STATE_SHARE = 0.125  # of the device limit for states of recurrent layers, if more than one fits
 STORED_STATES = 4  # of prefixes, for each sequence at most
-# Drafted rows for each sequence after the first one, which may have a tree of full size alone.
-FURTHER_NODES = 64
+# Drafted rows of one sequence, for each row of the tree that is verified: what is drafted ahead of
+# it, and rows that were better once. Others have fewer, since they draft for less time each.
+NODES_PER_ROW = 2
+FURTHER_NODES = 32
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ def count_states(spec: ModelSpec, demand: Demand, limit: int) -> StateCounts:
         states = (sequences + audits) * (demand.state_bytes + demand.stash_bytes)
         return states + count_nodes(demand, sequences) * demand.node_bytes
 
+    # One prefix is stored for each sequence at least: else a chat's turns are computed again.
+    prefix = demand.state_bytes if spec.prefix_cache else 0
     counts = range(1, DEFAULT_SEQUENCES + 1)
-    fitting = max((own for own in counts if running_bytes(own) <= room), default=1)
+    fitting = max((n for n in counts if running_bytes(n) + n * prefix <= room), default=1)
     sequences = spec.max_sequences or fitting
     running = running_bytes(sequences)
     left = max(room - running, 0) if spec.prefix_cache else 0
@@ -58,7 +62,8 @@ def count_nodes(demand: Demand, max_sequences: int) -> int:
     """Return the drafted rows for which recurrent layers have memory."""
     if not demand.node_bytes:
         return 0
-    return demand.draft.draft_rows + FURTHER_NODES * (max_sequences - 1)
+    first = min(demand.draft.draft_rows, NODES_PER_ROW * demand.draft.scratch_rows)
+    return first + FURTHER_NODES * (max_sequences - 1)
 
 
 def describe_states(num_states: int, num_nodes: int) -> str:

@@ -85,9 +85,8 @@ class NodeMemory:
         self._free += [self._numbers.pop(slot) for slot in slots]
 
     def numbers(self, slots: Sequence[int]) -> Tensor:
-        """Return the places of nodes in the memory of each layer, int64 on the device."""
-        found = torch.tensor([self._numbers[slot] for slot in slots], dtype=torch.int64)
-        return upload(found, self._logs.device)
+        """Return the places of nodes in the memory of each layer, int64 on the host."""
+        return torch.tensor([self._numbers[slot] for slot in slots], dtype=torch.int64)
 
     def move_root(self, slots: Sequence[int], last: int) -> None:
         """Note that the states of a sequence include the tokens down to the node `last`.
@@ -95,7 +94,8 @@ class NodeMemory:
         Args:
             slots: of the nodes of the sequence, among them those below `last`.
         """
-        numbers, base = self.numbers(slots), self._logs[self._numbers[last]]
+        numbers = upload(self.numbers(slots), self._logs.device)
+        base = self._logs[self._numbers[last]]
         self._logs[numbers] = self._logs[numbers] - base
 
 

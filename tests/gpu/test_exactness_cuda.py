@@ -10,6 +10,7 @@ import torch
 
 import engine.planning.blueprint
 from engine.spec import DraftSpec, MemorySpec, StreamSpec
+from tests.engine import hybrids
 from tests.engine.checkpoints import FAMILIES
 from tests.engine.models import (
     PLAIN,
@@ -39,6 +40,22 @@ def asked() -> list[Any]:
         request("sampled", prompt(30, 3), temperature=1.0, top_p=0.9, seed=3),
         request("choices", prompt(9, 4), n=3, temperature=1.2, seed=4),
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", hybrids.DENSE)
+def test_drafts_of_hybrids_emit_the_tokens_of_plain_decoding(
+    family: str, dtype: torch.dtype
+) -> None:
+    folder = checkpoint(family, dtype)
+    plain = load(folder, PLAIN, **CUDA)
+    want = exact(alone(plain, asked()))
+    plain.close()
+    made = load(folder, DraftSpec("subspec", **SMALL), **CUDA)
+    found = run(made, asked())
+    assert exact(found) == want
+    stats = [answer.stats for answer in found.values() if answer.stats is not None]
+    assert 2 * sum(own.accepted for own in stats) > sum(own.passes for own in stats)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -214,7 +214,7 @@ def graphed_steps(
     """
     if capture is None or decoder.strict or decoder.original_length is not None:
         return None
-    if any(layer.number is not None for layer in decoder.layers):
+    if decoder.has_recurrent_layers:
         return None
     steps = GraphedSteps(decoder, pool, capture)
     return steps if steps.capture_all(progress) else None

@@ -11,7 +11,7 @@ from tests.engine.planning.test_plan import ALL, DEMAND, KV, MIB, ROOM, plan
 
 STATE, STASH, NODE = 10 * MIB, 5 * MIB, MIB // 4
 HYBRID = replace(DEMAND, state_bytes=STATE, stash_bytes=STASH)
-DRAFTED = replace(HYBRID, node_bytes=NODE, draft=DraftNeeds(scratch_rows=1, draft_rows=80))
+DRAFTED = replace(HYBRID, node_bytes=NODE, draft=DraftNeeds(scratch_rows=60, draft_rows=80))
 
 
 def check(found: Plan) -> None:
@@ -39,8 +39,11 @@ def test_a_draft_of_the_same_layers_keeps_some_rows_of_each_sequence() -> None:
     assert found.num_nodes == 80 + 7 * FURTHER_NODES
     assert f"states and {found.num_nodes} drafted rows" in str(found)
     assert plan(3 * (ALL + KV + ROOM), demand=DRAFTED, max_sequences=1).num_nodes == 80
+    small = replace(DRAFTED, draft=replace(DRAFTED.draft, scratch_rows=30))
+    assert plan(3 * (ALL + KV + ROOM), demand=small, max_sequences=1).num_nodes == 2 * 30
     few = plan(900 * MIB, demand=DRAFTED)
     check(few)
+    assert few.stored_states >= few.max_sequences
     assert few.max_sequences < plan(900 * MIB, demand=HYBRID).max_sequences
     assert few.state_bytes <= STATE_SHARE * 900 * MIB
 

@@ -76,7 +76,7 @@ async def test_a_refusal_after_compiling_reaches_the_caller(
 async def test_a_bug_in_the_compiler_ends_the_engine_with_its_reason(client: EngineClient) -> None:
     with pytest.raises(RequestError, match="no such grammar"):
         await exhaust(client.generate("r", [5], replace(PARAMS, grammar="bug")))
-    await client.ready(timeout=60)
+    await client.ready(timeout=240)
 
 
 async def test_closing_does_not_wait_for_a_grammar(client: EngineClient) -> None:

@@ -149,7 +149,7 @@ async def test_an_engine_that_restarts_with_other_files_is_refused(tmp_path: Pat
         while client.state == "ready":
             await asyncio.sleep(0.01)
         with pytest.raises(ModelError, match=r"were changed after it was loaded.*Send the request"):
-            await client.ready(timeout=60)
+            await client.ready(timeout=240)
         assert client.state == "failed"
         with pytest.raises(EngineDied, match="SIGKILL"):
             await exhaust(stream)

@@ -157,7 +157,7 @@ def test_several_users_are_forecast_together(capsys: Capture, folder: Path) -> N
 def test_a_model_that_cannot_fit_ends_with_2_and_the_reason(capsys: Capture, folder: Path) -> None:
     assert main.main(["plan", str(folder), "--device-memory", "2GiB"]) == 2
     error = capsys.readouterr().err
-    assert "does not fit" in error and "too little" in error and "ring of 2 slots" in error
+    assert "does not fit" in error and "too little" in error and "ring of 5 slots" in error
 
 
 def test_without_options_this_machine_is_measured(

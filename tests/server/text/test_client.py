@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ async def test_results_and_exceptions_arrive_as_they_were(caplog: pytest.LogCapt
 
 async def test_small_requests_do_not_wait_for_large_ones_nor_for_slow_ones(tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in "abc"]
-    async with text_process() as text:
+    # On a busy machine the calls wait for long until the workers of the others have started.
+    lanes = [replace(lane, seconds=60) for lane in (SMALL, LARGE)]
+    async with text_process(*lanes) as text:
         large = asyncio.create_task(text.call(work.wait_for, b"x" * 5000, files[0]))
         slow = [asyncio.create_task(text.call(work.wait_for, b"", file)) for file in files[1:]]
         await until(lambda: all(Path(file).exists() for file in files))

@@ -211,19 +211,21 @@ def test_the_inputs_of_a_step_are_moved_by_one_copy(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("device", "strict", "original", "made"),
+    ("device", "changes", "made"),
     [
-        (CUDA, False, None, True),
-        (CUDA, True, None, False),
-        (CUDA, False, 4096, False),
-        (CPU, False, None, False),
+        (CUDA, {}, True),
+        (CUDA, {"strict": True}, False),
+        (CUDA, {"original_length": 4096}, False),
+        (CUDA, {"has_recurrent_layers": True}, False),
+        (CPU, {}, False),
     ],
 )
-def test_graphs_are_made_on_cuda_unless_strict_or_longrope(
-    monkeypatch: pytest.MonkeyPatch, device: Device, strict: bool, original: int | None, made: bool
+def test_graphs_are_made_on_cuda_for_drafts_whose_steps_are_alike(
+    monkeypatch: pytest.MonkeyPatch, device: Device, changes: dict[str, Any], made: bool
 ) -> None:
     monkeypatch.setattr(cuda_link, "CudaCapture", lambda device: uncaptured)
-    decoder: Any = SimpleNamespace(strict=strict, original_length=original)
+    usual = {"strict": False, "original_length": None, "has_recurrent_layers": False}
+    decoder: Any = SimpleNamespace(**{**usual, **changes})
     pool: Any = None
     monkeypatch.setattr(GraphedSteps, "capture_all", lambda steps, progress: 1)
     steps = graphed_steps(decoder, pool, device.capture(), lambda *_: None)
