@@ -216,6 +216,9 @@ class _Gauges:
         self._limit = _gauge(
             registry, "link_limit_gbps", "Measured bandwidth of the link, GB/s", "model"
         )
+        self._bits = _gauge(
+            registry, "link_bits_per_weight", "Bits in which one weight travels", "model"
+        )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
 
@@ -231,7 +234,8 @@ class _Gauges:
             self._model_loaded.labels(model).set(model == loaded)
         self._waiting.labels("model").set(num_waiting)
         self._waiting.labels("pass").set(0)
-        for series in (self._running, self._gbps, self._limit, self._pages, self._used):
+        own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
+        for series in own:
             series.clear()
 
     def set_engine(self, info: ModelInfo, last: PassStats | None, num_requests: int) -> None:
@@ -239,6 +243,7 @@ class _Gauges:
         model = info.model_id
         self._running.labels(model).set(num_requests)
         self._limit.labels(model).set(info.link_gbps)
+        self._bits.labels(model).set(info.link_bits)
         self._pages.labels(model).set(info.num_pages)
         self._used.labels(model).set(
             0 if last is None else max(0, info.num_pages - last.free_pages)

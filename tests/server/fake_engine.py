@@ -202,6 +202,7 @@ class FakeEngine:
             plan="no model at all",
             num_pages=100,
             link_gbps=12.5,
+            link_bits=7.5,
             draft_methods=self.script.draft_methods,
             sampling=self.script.sampling,
         )
