@@ -1,6 +1,6 @@
 """A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
-from engine.weights.experts import EXPERTS_LAST, chosen_experts
+from engine.weights.experts import EXPERTS_LAST, chosen_experts, has_experts
 from engine.weights.family import kv_shape, read_config, text_config
 from engine.weights.formats import int4
 from engine.weights.formats.linear import best_kernel, matrix_shapes
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
-from engine.weights.layout import Field, join_layouts
+from engine.weights.layout import Field, UnitLayout, join_layouts
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
@@ -147,7 +147,7 @@ class Blueprint:
             embedding_bytes=embedding,
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
-            active_share=active_share(config),
+            active_share=active_share(config, outline.layouts),
             state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
             stash_bytes=needs.scratch_rows
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
@@ -243,10 +243,12 @@ def _has_caps_or_sinks(model: nn.Module, config: Any) -> bool:
     return is_capped or any(name.endswith(".sinks") for name in names)
 
 
-def active_share(config: Any) -> float:
+def active_share(config: Any, units: Sequence[UnitLayout]) -> float:
     """Return the share of the weights that one token uses.
 
     For a mixture of experts it is the share of the experts, which are nearly all of the weights.
     """
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return (chosen_experts(config)[1] or experts) / experts if experts else 1.0
+    if not has_experts(config, units):
+        return 1.0
+    experts = getattr(config, "num_local_experts", None) or config.num_experts
+    return (chosen_experts(config)[1] or experts) / experts
