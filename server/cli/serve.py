@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
         """Refuse new requests, wait for the running ones, and close models and connections."""
         in_flight, models = self._shared.in_flight, self._shared.models
         timeout = self._shared.settings.shutdown_timeout
-        was_loading = models.is_loading
+        was_loading = models.loading is not None
         in_flight.stop()
         models.drain()
         self._announce(stopping_text(in_flight.num_running, timeout, was_loading=was_loading))
