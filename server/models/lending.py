@@ -140,6 +140,8 @@ class Models:
         self._swap: asyncio.Task[None] | None = None
         self._loading: ModelEntry | None = None
         self._step: LoadProgress | None = None  # the latest one, of a load or a restart
+        self._unloading = False
+        self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
 
@@ -158,6 +160,11 @@ class Models:
     def loading(self) -> ModelEntry | None:
         """The model that is being loaded or swapped in, if there is one."""
         return self._loading
+
+    @property
+    def is_unloading(self) -> bool:
+        """Whether the model in memory is being unloaded because somebody asked for it."""
+        return self._unloading
 
     @property
     def step(self) -> LoadProgress | None:
@@ -190,6 +197,25 @@ class Models:
             raise QueueFull(f"{len(self._waiters)} requests wait for a model; try again later.")
         async with self._lend(entry, wait, self._settings.load_timeout) as model:
             yield model
+
+    async def unload(self, entry: ModelEntry, grace: float) -> None:
+        """Unload a model, if it is in memory, as soon as no request holds it.
+
+        A load that is running is waited for. Requests that arrive meanwhile wait, and load the
+        model again.
+
+        Args:
+            grace: seconds after which requests that still hold the model get an error.
+        """
+        while self._swap is not None:
+            await asyncio.wait([self._swap])
+        current = self._current
+        if current is None or current.entry.id != entry.id or self._closed:
+            return
+        self._unloading = True
+        self._swap = asyncio.create_task(self._unload(current, grace), name=f"unload {entry.id}")
+        self._swap.add_done_callback(self._unloaded)
+        await asyncio.wait([self._swap])
 
     def drain(self) -> None:
         """Refuse new and waiting requests and cancel a load; running requests may finish."""
@@ -263,6 +289,7 @@ class Models:
 
     def _give_back(self, model: LoadedModel) -> None:
         model.give_back()
+        self._returned.set()
         self._advance()
 
     def _advance(self) -> None:
@@ -331,6 +358,20 @@ class Models:
         if error is not None:
             log.error("%s could not be loaded", entry.id)  # the waiting requests get the reason
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
+        self._advance()
+
+    async def _unload(self, model: LoadedModel, grace: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while model.num_borrowers:
+                    self._returned.clear()
+                    await self._returned.wait()
+        log.info("unloading %s, as asked", model.entry.id)
+        await model.engine.close()
+        self._current = None
+
+    def _unloaded(self, _: asyncio.Task[None]) -> None:
+        self._swap, self._unloading = None, False
         self._advance()
 
     def _note_step(self, step: LoadProgress) -> None:

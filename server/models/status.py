@@ -58,7 +58,11 @@ def _state(entry: ModelEntry, models: Models) -> ModelState:
     current = models.in_memory
     if models.loading is not None and models.loading.id == entry.id:
         return "loading"
-    if current is None or current.entry.id != entry.id or not current.usable:
+    if current is None or current.entry.id != entry.id:
+        return "unloaded"
+    if models.is_unloading:
+        return "unloading"
+    if not current.usable:
         return "unloaded"
     return "loaded" if current.engine.state == "ready" else "restarting"
 

@@ -1,8 +1,13 @@
-"""The state of the server and its models, as GET /v1/status answers it."""
+"""The state of the server and its models, as GET /v1/status answers it, and what changes it."""
 
-from typing import Literal, NotRequired
+from typing import Annotated, Literal, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
+
+from server.schemas.fields import Body
+
+LONGEST_GRACE_S = 86_400
 
 ModelState = Literal["loaded", "loading", "restarting", "unloading", "unloaded"]
 
@@ -85,3 +90,10 @@ class ServerStatus(TypedDict):
     models: list[ModelStatus]
     queue: QueueStatus
     engine: EngineStatus | None  # null: no model is loaded
+
+
+class UnloadRequest(Body):
+    """How long requests that hold a model may go on before it is unloaded."""
+
+    # seconds; null: the setting `shutdown_timeout`
+    grace: Annotated[float, Field(ge=0, le=LONGEST_GRACE_S)] | None = None
