@@ -17,6 +17,7 @@ from server.cli.console import Console, size_text, table
 from server.config.files import ConfigError, asked_folder, search_path
 from server.config.model_file import GGUF
 from server.config.registry import ModelEntry, Registry, make_entry, read_entries
+from server.models.plan_worker import as_json
 
 if TYPE_CHECKING:
     from engine.streaming.packed_cache import CacheEntry
@@ -68,7 +69,7 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
         console.line(f"understudy: {args.model} does not fit. {error}")
         return EXIT_DOES_NOT_FIT
     if args.json:
-        print(plan_table.as_json(found))
+        print(as_json(found))
     else:
         plan_table.show(found, rich.console.Console(highlight=False))
     return 0

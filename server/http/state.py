@@ -17,6 +17,7 @@ from server.http.in_flight import InFlight
 from server.http.openapi import document
 from server.metrics.prometheus import Metrics
 from server.models.lending import Models
+from server.models.planner import Planner
 from server.models.status import read_status
 from server.schemas.status import ServerStatus
 from server.version import version
@@ -31,6 +32,7 @@ class AppState:
     models: Models
     metrics: Metrics
     in_flight: InFlight
+    planner: Planner
     started: float = field(default_factory=time.monotonic)
 
     def status(self) -> ServerStatus:
