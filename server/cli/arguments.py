@@ -111,6 +111,8 @@ def build_parsers() -> Parsers:
     pull.add_argument("id", metavar="ID", help="id of the registry, or hub id (owner/name)")
     prune = commands.add_parser("prune", help="empty the cache, which is filled again on use")
     prune.add_argument("--yes", action="store_true", help="do not ask")
+    doctor = commands.add_parser("doctor", help="check this machine, and say what would go wrong")
+    doctor.add_argument("--json", action="store_true", help="print everything as JSON")
     completion = _add_described(
         commands,
         "completion",
@@ -119,7 +121,7 @@ def build_parsers() -> Parsers:
         COMPLETION,
     )
     completion.add_argument("shell", choices=(*SHELLS, LIST_MODELS), metavar="|".join(SHELLS))
-    for command in (models, pull, completion):
+    for command in (models, pull, doctor, completion):
         _add_config(command)
     commands.add_parser("version", help="print the version")
     about = commands.add_parser("help", help="print the help of a command")

@@ -57,6 +57,12 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
 
             signals.raise_interrupts()
             return top(args, os.environ, rich.console.Console(highlight=False))
+        case "doctor":
+            import rich.console
+
+            from server.cli.doctor import doctor
+
+            return doctor(args, os.environ, rich.console.Console(highlight=False))
     from server.cli import commands
 
     return {
