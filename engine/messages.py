@@ -209,6 +209,7 @@ class ModelInfo:
     draft_method: str = NO_DRAFT  # the one that was chosen, or that the model's file names
     sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json
     files: str = ""  # changes with the model's files and with how its positions are scaled
+    tiers: tuple[tuple[str, int], ...] = ()  # the number of units of weights in each tier
 
 
 @dataclass(frozen=True)

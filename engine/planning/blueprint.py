@@ -250,5 +250,5 @@ def active_share(config: Any, units: Sequence[UnitLayout]) -> float:
     """
     if not has_experts(config, units):
         return 1.0
-    experts = getattr(config, "num_local_experts", None) or config.num_experts
+    experts: int = getattr(config, "num_local_experts", None) or config.num_experts
     return (chosen_experts(config)[1] or experts) / experts

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -248,6 +249,7 @@ class TargetFiles(Blueprint):
             files=files,
             tokenizer_path=str(self.folder),
             plan="; ".join([str(plan), *forms]),
+            tiers=tuple(sorted(Counter(plan.tiers).items())),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
             link_bits=link_bits,

@@ -47,6 +47,10 @@ class EndSignals:
         """Make the exit code 0 when a supervisor's signal ends a server before it runs."""
         self._is_server = True
 
+    def raise_interrupts(self) -> None:
+        """Let Ctrl-C raise `KeyboardInterrupt`, for a command that has to restore the terminal."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def ask_first(self, ask: Callable[[], None], kill_children: Callable[[], None]) -> None:
         """Call `ask` at the first signal, and `kill_children` before the process ends."""
         self._ask, self._kill_children = ask, kill_children
