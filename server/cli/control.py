@@ -7,9 +7,8 @@ import signal
 from collections.abc import Mapping
 
 from server.cli.console import Console, table
-from server.cli.remote import Remote, RemoteError, choose_url, connect
+from server.cli.remote import Remote, RemoteError, choose_url, connect, connect_to
 from server.cli.servers import running_servers, wait_for_end
-from server.http.auth import ENV_KEY
 from server.schemas.status import ModelStatus, ServerStatus
 
 END_S = 60.0  # for a server whose requests end; its own limit is `shutdown_timeout`
@@ -21,10 +20,9 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
     urls = [server.url for server in running_servers(env)]
     if args.url or len(urls) < 2:
         urls = [choose_url(args.url, env)]
-    key = (args.api_key or env.get(ENV_KEY) or "").strip()
     found: dict[str, ServerStatus] = {}
     for url in urls:
-        with Remote(url, key) as remote:
+        with connect_to(url, args, env) as remote:
             found[remote.url] = remote.status()
     if args.json:
         print(json.dumps(found, indent=2))
