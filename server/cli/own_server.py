@@ -13,7 +13,7 @@ from rich.console import Console
 
 from server.cli.control import state_text
 from server.cli.paint import shown_text
-from server.cli.remote import ENV_URL, Remote, RemoteError, choose_url, connect_to
+from server.cli.remote import ENV_URL, Remote, RemoteError, Unreachable, choose_url, connect_to
 from server.cli.servers import running_servers
 
 POLL_S = 0.2
@@ -85,7 +85,7 @@ def _load_state(remote: Remote) -> str | None:
     """Return what is waited for, None once the default model is loaded."""
     try:
         model = next(model for model in remote.status()["models"] if model["default"])
-    except RemoteError:
+    except Unreachable:
         return "starting a server"  # it does not accept connections yet
     if model["state"] == "loaded":
         return None

@@ -56,7 +56,7 @@ def race(connect: Callable[[], Remote], body: Mapping[str, Any], screen: Console
     Args:
         connect: returns a client of the server, one for each answer.
     """
-    lanes = (Lane("with drafting"), Lane("without"))
+    lanes = (Lane("drafted"), Lane("plain"))
     asked = {**body, "return_token_ids": True}
     bodies = (asked, {**asked, "speculation": {"method": NO_DRAFT}})
     stop = threading.Event()

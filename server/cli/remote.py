@@ -24,6 +24,10 @@ class RemoteError(ConfigError):
     """The server cannot be reached, or it refused the request; the message says what to do."""
 
 
+class Unreachable(RemoteError):
+    """Nothing answers, or the connection broke."""
+
+
 class Remote:
     """A client of one server; a context manager that closes its connections.
 
@@ -111,7 +115,7 @@ class Remote:
 
 
 class _Failures:
-    """A context manager that turns errors of the connection into `RemoteError`."""
+    """A context manager that turns errors of the connection into `Unreachable`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -121,12 +125,12 @@ class _Failures:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol):
-            raise RemoteError(
+            raise Unreachable(
                 f"no server answers at {self._url}. Start one with `understudy serve`, or name "
                 f"another with --url or {ENV_URL}."
             ) from error
         if isinstance(error, httpx.TransportError):
-            raise RemoteError(f"the connection to {self._url} broke: {error}") from error
+            raise Unreachable(f"the connection to {self._url} broke: {error}") from error
 
 
 def _refusal(answer: httpx.Response) -> RemoteError:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from server.cli.paint import Painter, shown_text
 from server.cli.race import Lane, verdict
 from server.cli.servers import running_servers
 from tests.demo_server import ROOT
-from tests.server.cli.serving import served
-from tests.server.conftest import MakeApp
 from tests.server.fake_engine import EOS, FakeEngines, ids_of
 
 Capture = pytest.CaptureFixture[str]
@@ -35,12 +33,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("UNDERSTUDY_URL", "UNDERSTUDY_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
-
-
-@pytest.fixture
-def url(make_app: MakeApp) -> Iterator[str]:
-    with served(make_app()) as url:
-        yield url
 
 
 @pytest.fixture
@@ -122,7 +114,7 @@ def test_painted_answers_have_the_shares_of_each_source(talk: Talk) -> None:
 def test_a_race_says_that_the_answers_are_identical(talk: Talk, engines: FakeEngines) -> None:
     out = talk("/seed 5", "/race tell me", "hi", "/race")
     assert out.count("identical: 13 of 13 tokens") == 2
-    assert out.count("with drafting: 13 tokens, 2.6 a pass") == 2
+    assert out.count("drafted: 13 tokens, 2.6 a pass") == 2
     first, second, _, third, _ = engines.engine.requests
     assert first.prompt == second.prompt and {first.params.seed, second.params.seed} == {5}
     assert {first.speculation.method, second.speculation.method} == {None, "none"}
