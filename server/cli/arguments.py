@@ -49,6 +49,12 @@ zsh:  understudy completion zsh >> ~/.zshrc
 fish: understudy completion fish > ~/.config/fish/completions/understudy.fish
 """
 
+CHAT = """\
+If no server runs and none is named with --url or UNDERSTUDY_URL, one is started for
+MODEL, which may then be anything that `serve` takes, and ended after the chat.
+UNDERSTUDY_API_KEY is sent to servers with keys.
+"""
+
 SERVER = """\
 The server is the one that runs on this machine for this user, or that of --url or
 UNDERSTUDY_URL. UNDERSTUDY_API_KEY is sent to servers with keys.
@@ -176,6 +182,15 @@ def _add_serve(commands: Commands) -> None:
 
 def _add_control(commands: Commands) -> None:
     """Add the commands that talk to a running server."""
+    chat = _add_described(
+        commands,
+        "chat",
+        "talk to a model in the terminal",
+        "Talk to a model in the terminal. /help lists what can be done there.",
+        CHAT,
+    )
+    chat.add_argument("model", nargs="?", metavar="MODEL", help="default: the server's own")
+    chat.add_argument("--system", metavar="TEXT", help="a system message")
     ps = _add_described(
         commands,
         "ps",
@@ -208,7 +223,7 @@ def _add_control(commands: Commands) -> None:
         metavar="S",
         help="seconds that running requests have (default: the server's shutdown_timeout)",
     )
-    for command in (ps, top, stop):
+    for command in (chat, ps, top, stop):
         command.add_argument("--url", help="the server, such as http://127.0.0.1:8000")
         command.add_argument(
             "--api-key",

@@ -7,9 +7,8 @@ import signal
 from collections.abc import Mapping
 
 from server.cli.console import Console, table
-from server.cli.remote import Remote, RemoteError, choose_url, connect
+from server.cli.remote import ENV_URL, Remote, RemoteError, choose_url, connect, connect_to
 from server.cli.servers import running_servers, wait_for_end
-from server.http.auth import ENV_KEY
 from server.schemas.status import ModelStatus, ServerStatus
 
 END_S = 60.0  # for a server whose requests end; its own limit is `shutdown_timeout`
@@ -19,16 +18,22 @@ HEADER = ("MODEL", "STATE", "CONTEXT", "WEIGHTS", "DRAFT", "REQUESTS", "TOKENS/S
 def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
     """List the models that running servers have in memory; with `--all` the others too."""
     urls = [server.url for server in running_servers(env)]
-    if args.url or len(urls) < 2:
+    if args.url or env.get(ENV_URL) or len(urls) < 2:
         urls = [choose_url(args.url, env)]
-    key = (args.api_key or env.get(ENV_KEY) or "").strip()
     found: dict[str, ServerStatus] = {}
+    code = 0
     for url in urls:
-        with Remote(url, key) as remote:
-            found[remote.url] = remote.status()
+        try:
+            with connect_to(url, args, env) as remote:
+                found[remote.url] = remote.status()
+        except RemoteError as error:
+            console.line(f"understudy: error: {error}")
+            code = 1
+    if not found:
+        return code
     if args.json:
         print(json.dumps(found, indent=2))
-        return 0
+        return code
     rows = [
         _row(model, status, url)
         for url, status in found.items()
@@ -36,7 +41,7 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
         if args.all or model["state"] != "unloaded"
     ]
     print(table(HEADER, rows) if rows else f"No model is loaded at {', '.join(found)}.")
-    return 0
+    return code
 
 
 def _row(model: ModelStatus, status: ServerStatus, url: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -21,6 +22,10 @@ CONNECT_S = 5.0  # for a connection; an answer may take as long as the load of a
 
 class RemoteError(ConfigError):
     """The server cannot be reached, or it refused the request; the message says what to do."""
+
+
+class Unreachable(RemoteError):
+    """Nothing answers, or the connection broke."""
 
 
 class Remote:
@@ -66,8 +71,28 @@ class Remote:
         """Unload a model, and wait until it is gone."""
         self._json("POST", f"/v1/models/{quote(model)}/unload", {"grace": grace})
 
-    def events(self, method: str, path: str, body: Any = None) -> Iterator[Any]:
-        """Yield the data of each event of a stream. Closing the iterator ends the request."""
+    def chat(
+        self, body: Mapping[str, Any], on_wait: Callable[[str], None] = lambda _: None
+    ) -> Generator[Any, None, None]:
+        """Yield the chunks of a streamed chat completion. Closing the generator stops the answer.
+
+        Args:
+            on_wait: is called with what the request waits for.
+        """
+        with closing(self.events("POST", "/v1/chat/completions", body, on_wait)) as chunks:
+            for chunk in chunks:
+                if "error" in chunk:
+                    raise RemoteError(str(chunk["error"]["message"]))
+                yield chunk
+
+    def events(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        on_comment: Callable[[str], None] = lambda _: None,
+    ) -> Generator[Any, None, None]:
+        """Yield the data of each event of a stream. Closing the generator ends the request."""
         with self._failures(), self._client.stream(method, path, json=body) as answer:
             if not answer.is_success:
                 answer.read()
@@ -75,6 +100,8 @@ class Remote:
             for line in answer.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
                     yield json.loads(line.removeprefix("data: "))
+                elif line.startswith(":"):
+                    on_comment(line.removeprefix(":").strip())
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:
         with self._failures():
@@ -88,7 +115,7 @@ class Remote:
 
 
 class _Failures:
-    """A context manager that turns errors of the connection into `RemoteError`."""
+    """A context manager that turns errors of the connection into `Unreachable`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -98,12 +125,12 @@ class _Failures:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol):
-            raise RemoteError(
+            raise Unreachable(
                 f"no server answers at {self._url}. Start one with `understudy serve`, or name "
                 f"another with --url or {ENV_URL}."
             ) from error
         if isinstance(error, httpx.TransportError):
-            raise RemoteError(f"the connection to {self._url} broke: {error}") from error
+            raise Unreachable(f"the connection to {self._url} broke: {error}") from error
 
 
 def _refusal(answer: httpx.Response) -> RemoteError:
@@ -132,4 +159,9 @@ def choose_url(asked: str | None, env: Mapping[str, str]) -> str:
 
 def connect(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
     """Return a client of the server that the command line names, or of the one that runs."""
-    return Remote(choose_url(args.url, env), (args.api_key or env.get(ENV_KEY) or "").strip())
+    return connect_to(choose_url(args.url, env), args, env)
+
+
+def connect_to(url: str, args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
+    """Return a client of the server at `url`, with the key of the command line."""
+    return Remote(url, (args.api_key or env.get(ENV_KEY) or "").strip())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from engine.errors import EngineError
 from server.cli.arguments import Parsers, build_parsers, version_line
 from server.cli.console import Console
-from server.cli.signals import EndSignals
+from server.cli.signals import INTERRUPTED, EndSignals
 from server.config.files import ConfigError
 
 
@@ -26,6 +26,8 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     except (ConfigError, EngineError) as error:
         console.line(f"understudy: error: {error}")
         return 1
+    except KeyboardInterrupt:  # of commands that use `raise_interrupts`
+        return INTERRUPTED
 
 
 def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: EndSignals) -> int:
@@ -57,6 +59,13 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
 
             signals.raise_interrupts()
             return top(args, os.environ, rich.console.Console(highlight=False))
+        case "chat":
+            import rich.console
+
+            from server.cli.chat import chat
+
+            signals.raise_interrupts()
+            return chat(args, os.environ, rich.console.Console(highlight=False))
         case "doctor":
             import rich.console
 

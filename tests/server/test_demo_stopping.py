@@ -19,6 +19,13 @@ def test_commands_find_a_running_server(served_demo: DemoServer) -> None:
     assert [(own.pid, f"{own.url}/v1") for own in running_servers(env)] == [(process.pid, url)]
 
 
+def test_the_status_has_where_the_weights_are(served_demo: DemoServer) -> None:
+    models = httpx.get(f"{served_demo[1]}/status").json()["models"]
+    (demo,) = (model for model in models if model["state"] == "loaded")
+    resident, total = demo["tiers"].get("resident", 0), sum(demo["tiers"].values())
+    assert demo["plan"].startswith(f"{resident} of {total} units resident")
+
+
 def test_an_interrupt_ends_the_server_with_status_0(served_demo: DemoServer) -> None:
     server, url = served_demo
     prompt = {"prompt": "Once", "max_tokens": 1}

@@ -42,12 +42,6 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def url(make_app: MakeApp) -> Iterator[str]:
-    with served(make_app()) as url:
-        yield url
-
-
-@pytest.fixture
 def other_server() -> Iterator[subprocess.Popen[str]]:
     """Start a process that says that it is a server."""
     command = [sys.executable, "-c", ANNOUNCE]
@@ -122,6 +116,15 @@ def test_ps_lists_models_in_memory_and_stop_unloads_them(
     assert main.main(["stop", "--url", url]) == 0
     assert "No model is loaded" in capsys.readouterr().err
     assert engines.engine.state == "closed"
+
+
+def test_ps_lists_the_other_servers_where_one_fails(
+    url: str, other_server: subprocess.Popen[str], capsys: Capture
+) -> None:
+    with announced(url, os.environ):
+        assert main.main(["ps", "--all"]) == 1
+    shown = capsys.readouterr()
+    assert "org/other" in shown.out and "no server answers at http://127.0.0.1:1." in shown.err
 
 
 def test_the_errors_of_a_server_are_shown(url: str, capsys: Capture) -> None:
