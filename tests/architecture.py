@@ -98,6 +98,9 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.commands", "engine.planning.plan"),  # `understudy plan`
     ("server.cli.commands", "engine.planning.preview"),
     ("server.cli.plan_table", "engine.*"),
+    ("server.cli.doctor", "engine.planning.checkup"),
+    ("server.models.plan_worker", "engine.planning.plan"),  # `POST /v1/plan`
+    ("server.models.plan_worker", "engine.planning.preview"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
     ("server.config.model_file", "engine.drafting.method"),  # the facts in their files
     ("server.config.registry", "engine.drafting.method"),  # the settings of the chosen method
@@ -106,6 +109,8 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
 # (module, name of a drafting method that it may write as a string, reason)
 METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("engine.messages", "none", "the value of a request without a draft"),
+    ("engine.spec", "none", "a value of `stream.coding`"),
+    ("server.config.model_file", "none", "a value of `stream.coding`"),
     ("engine.messages", "prediction", "a source of tokens that answers name"),
     ("engine.process.admission", "prediction", "a field of a request"),
     ("server.chat.received", "prediction", "a field of a request"),

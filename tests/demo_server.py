@@ -37,6 +37,7 @@ def running_server(command: Sequence[str], home: Path) -> Iterator[DemoServer]:
         "PYTHONPATH": str(ROOT),
         "HOME": str(home),
         "XDG_CONFIG_HOME": str(home / "config"),
+        "XDG_STATE_HOME": str(home / "state"),
         "UNDERSTUDY_CACHE": str(home / "cache"),
         "HF_HUB_OFFLINE": "1",
     }

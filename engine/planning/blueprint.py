@@ -18,11 +18,14 @@ from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
+from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
 from engine.weights.experts import EXPERTS_LAST, chosen_experts, has_experts
 from engine.weights.family import kv_shape, read_config, text_config
+from engine.weights.formats import int4
+from engine.weights.formats.linear import best_kernel, matrix_shapes
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
-from engine.weights.layout import UnitLayout
+from engine.weights.layout import Field, UnitLayout, join_layouts
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
@@ -107,11 +110,12 @@ class Blueprint:
             part_bytes=PART_BYTES,
         )
 
-    def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
+    def demand(self, needs: DraftNeeds, *, packed: bool, coded: bool = False) -> Demand:
         """Return the memory that the target and a draft with these needs take without any limit.
 
         Args:
             packed: whether tensors that are stored packed stay so.
+            coded: whether weights travel in a lossless code.
         """
         config, shape, outline = self.config, kv_shape(self.config), self.outlines[packed]
         tables = [table.weight.shape for table in token_tables(self.model)]
@@ -120,6 +124,7 @@ class Blueprint:
         nodes = self.recurrent.values() if needs.substitute_bytes else ()
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
+            coded_bytes=self._coded_bytes(outline, needs) if coded else (),
             layers=outline.layers,
             expanded_bytes=expanded_bytes(UnreadUnits(outline), outline.layers, self.dtype),
             other_device_bytes=sum(sizes) - embedding,
@@ -156,13 +161,31 @@ class Blueprint:
             is_latent=shape.is_latent,
         )
 
+    def _coded_bytes(self, outline: Outline, needs: DraftNeeds) -> list[int]:
+        """Return the expected bytes of each unit as it travels in a lossless code.
+
+        Weights are coded by their int4 copies, or else by themselves.
+        """
+        group, device = self.spec.draft.group, self.torch_device
+        first = join_layouts(outline.layouts, outline.layers)[0]
+        kernel = best_kernel(matrix_shapes(first), group, device)
+
+        def has_copy(field: Field) -> bool:
+            if not needs.substitute_bytes or kernel != "int4" or len(field.shape) != 2:
+                return False
+            out_features, in_features = field.shape
+            return int4.supports(in_features, out_features, group, device)
+
+        return [expected_bytes(layout, has_copy) for layout in outline.layouts]
+
     def compiles(self, *, has_own_memory: bool) -> bool:
         """Return whether code for the CPU is compiled to serve the model on such a device.
 
         It expands packed weights, also while they are read for a device with memory of its own, and
-        computes the attention of strict numerics on a CPU.
+        on a CPU computes the attention of strict numerics and decodes weights.
         """
-        return bool(self.expansions) or (self.strict and not has_own_memory)
+        decodes = self.dtype == torch.bfloat16 and self.spec.stream.coding == "auto"
+        return bool(self.expansions) or (not has_own_memory and (self.strict or decodes))
 
     def _is_ordered(self) -> bool:
         """Return whether the device computes attention in the order of positions."""

@@ -142,7 +142,7 @@ async def run(
 
     At its end the answer is logged. Closing the generator aborts the job.
     """
-    before = model.statistics.traffic
+    before = model.statistics.history.sums
     caller.measurement.begin(answer.totals)
     with name_grammar_field(body):
         outputs = generate(model, job, caller.measurement.wait, answer.totals)

@@ -1,1 +1,1 @@
-"""The command line: `understudy serve`, `plan`, `models`, `pull` and `prune`."""
+"""The command line, `understudy`, with one module or more for each command."""

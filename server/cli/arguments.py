@@ -1,9 +1,13 @@
 """The arguments of each command, and the texts of `--help`."""
 
 import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from server.cli.suggest import did_you_mean
 from server.config.files import parse_size
 from server.version import version
 
@@ -33,29 +37,107 @@ Exit code 2: the model cannot be served within these limits; the reason is on st
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; its result names the command in `command`."""
+STOP = """\
+MODEL is an id or an alias. Without it, the model in memory is unloaded. Requests that
+run may finish within the grace; the next request for the model loads it again.
+--server ends a server of this user on this machine, as Ctrl-C does.
+"""
+
+COMPLETION = """\
+bash: understudy completion bash > ~/.local/share/bash-completion/completions/understudy
+zsh:  understudy completion zsh >> ~/.zshrc
+fish: understudy completion fish > ~/.config/fish/completions/understudy.fish
+"""
+
+CHAT = """\
+If no server runs and none is named with --url or UNDERSTUDY_URL, one is started for
+MODEL, which may then be anything that `serve` takes, and ended after the chat.
+UNDERSTUDY_API_KEY is sent to servers with keys.
+"""
+
+SERVER = """\
+The server is the one that runs on this machine for this user, or that of --url or
+UNDERSTUDY_URL. UNDERSTUDY_API_KEY is sent to servers with keys.
+"""
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+SHELLS = ("bash", "zsh", "fish")
+LIST_MODELS = "models"  # instead of a shell: what the scripts call
+
+
+@dataclass(frozen=True)
+class Parsers:
+    """The parser of the whole command line, and that of each command."""
+
+    main: argparse.ArgumentParser
+    commands: Mapping[str, argparse.ArgumentParser]
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return the arguments; the result names the command in `command`.
+
+        Exit with code 2 and a suggestion where a command or an option is not known.
+        """
+        if argv and not argv[0].startswith("-"):
+            self.check_command(argv[0])
+        args, unknown = self.main.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = self.options(args.command) if name.startswith("-") else ()
+            self.commands[args.command].error(
+                f"unknown argument {name}.{did_you_mean(name, known)}"
+            )
+        return args
+
+    def check_command(self, name: str) -> None:
+        """Exit with code 2 and a suggestion where there is no such command."""
+        if name not in self.commands:
+            known = ", ".join(self.commands)
+            suggestion = did_you_mean(name, self.commands) or f" There are: {known}."
+            self.main.error(f"unknown command {name!r}.{suggestion}")
+
+    def options(self, command: str) -> list[str]:
+        """Return the long options of a command."""
+        return sorted(set(OPTION.findall(self.commands[command].format_usage())) | {"--help"})
+
+
+def build_parsers() -> Parsers:
+    """Return the parsers of the command line."""
     parser = argparse.ArgumentParser(
         prog="understudy",
         description="Serve models that do not fit your GPU, over the OpenAI API, with exactly "
         "the tokens the full model would have produced.",
     )
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=f"understudy {version(if_not_installed='(not installed)')}",
-    )
+    parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_control(commands)
     _add_plan(commands)
     models = commands.add_parser("models", help="list models, downloads and the cache")
     pull = commands.add_parser("pull", help="download a model (and its draft) ahead of time")
     pull.add_argument("id", metavar="ID", help="id of the registry, or hub id (owner/name)")
     prune = commands.add_parser("prune", help="empty the cache, which is filled again on use")
     prune.add_argument("--yes", action="store_true", help="do not ask")
-    for command in (models, pull):
+    doctor = commands.add_parser("doctor", help="check this machine, and say what would go wrong")
+    doctor.add_argument("--json", action="store_true", help="print everything as JSON")
+    completion = _add_described(
+        commands,
+        "completion",
+        "print a script that completes commands in a shell",
+        "Print a script that completes commands, options and models.",
+        COMPLETION,
+    )
+    completion.add_argument("shell", choices=(*SHELLS, LIST_MODELS), metavar="|".join(SHELLS))
+    for command in (models, pull, doctor, completion):
         _add_config(command)
-    return parser
+    commands.add_parser("version", help="print the version")
+    about = commands.add_parser("help", help="print the help of a command")
+    about.add_argument("topic", nargs="?", metavar="COMMAND")
+    return Parsers(parser, commands.choices)
+
+
+def version_line() -> str:
+    """Return the program's name and version."""
+    return f"understudy {version(if_not_installed='(not installed)')}"
 
 
 def _add_described(
@@ -96,6 +178,58 @@ def _add_serve(commands: Commands) -> None:
         "--insecure", action="store_true", help="allow other machines to connect without a key"
     )
     serve.add_argument("--save", action="store_true", help="write a file for a model without one")
+
+
+def _add_control(commands: Commands) -> None:
+    """Add the commands that talk to a running server."""
+    chat = _add_described(
+        commands,
+        "chat",
+        "talk to a model in the terminal",
+        "Talk to a model in the terminal. /help lists what can be done there.",
+        CHAT,
+    )
+    chat.add_argument("model", nargs="?", metavar="MODEL", help="default: the server's own")
+    chat.add_argument("--system", metavar="TEXT", help="a system message")
+    ps = _add_described(
+        commands,
+        "ps",
+        "list the models that are loaded",
+        "List the models that running servers have in memory.",
+        SERVER,
+    )
+    ps.add_argument("--all", action="store_true", help="list models that are not loaded too")
+    ps.add_argument("--json", action="store_true", help="print the whole status as JSON")
+    top = _add_described(
+        commands,
+        "top",
+        "watch a server: models, queue, speed, link, memory",
+        "Show models, queue, tokens per second, link, stalls and KV pages every second.",
+        SERVER,
+    )
+    top.add_argument("--once", action="store_true", help="print it once")
+    stop = _add_described(
+        commands,
+        "stop",
+        "unload a model, or end a server",
+        "Unload a model, or end a server.",
+        f"{STOP}\n{SERVER}",
+    )
+    stop.add_argument("model", nargs="?", metavar="MODEL", help="what to unload")
+    stop.add_argument("--server", action="store_true", help="end the server")
+    stop.add_argument(
+        "--grace",
+        type=_seconds,
+        metavar="S",
+        help="seconds that running requests have (default: the server's shutdown_timeout)",
+    )
+    for command in (chat, ps, top, stop):
+        command.add_argument("--url", help="the server, such as http://127.0.0.1:8000")
+        command.add_argument(
+            "--api-key",
+            metavar="KEY",
+            help="its key; other users can see it in the list of processes",
+        )
 
 
 def _add_plan(commands: Commands) -> None:
@@ -147,6 +281,10 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} must be above zero and finite")
     return value
+
+
+def _seconds(text: str) -> float:
+    return 0.0 if text == "0" else _positive(text)
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

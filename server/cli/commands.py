@@ -14,9 +14,11 @@ from engine.cache_files import check_cache
 from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, size_text, table
+from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, search_path
 from server.config.model_file import GGUF
 from server.config.registry import ModelEntry, Registry, make_entry, read_entries
+from server.models.plan_worker import as_json
 
 if TYPE_CHECKING:
     from engine.streaming.packed_cache import CacheEntry
@@ -68,7 +70,7 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
         console.line(f"understudy: {args.model} does not fit. {error}")
         return EXIT_DOES_NOT_FIT
     if args.json:
-        print(plan_table.as_json(found))
+        print(as_json(found))
     else:
         plan_table.show(found, rich.console.Console(highlight=False))
     return 0
@@ -108,8 +110,13 @@ def _read_entries(args: argparse.Namespace, env: Mapping[str, str]) -> list[Mode
 
 
 def _find_entry(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
-    known = next((e for e in entries if name in (e.id, *e.aliases)), None)
-    return known if known is not None else make_entry(name)
+    known = {word: entry for entry in reversed(entries) for word in (entry.id, *entry.aliases)}
+    if name in known:
+        return known[name]
+    try:
+        return make_entry(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}.{did_you_mean(name, known)}") from error
 
 
 def _registry_table(entries: Sequence[ModelEntry], downloads: Mapping[str, int]) -> str:

@@ -1,13 +1,11 @@
-"""The output of `understudy plan`: a table or JSON.
+"""The table that `understudy plan` prints.
 
 Modules of the engine are imported on first use, because they load torch.
 """
 
-import json
 from collections import Counter
-from dataclasses import asdict
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -87,7 +85,7 @@ def host_rows(plan: "Plan") -> list[Row]:
         ("staging", plan.staging_bytes, "between disk and device"),
         ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
         ("embedding", plan.embedding_bytes, "in the page cache: read from the file row by row"),
-        ("while loading", plan.making_bytes, "to make the draft"),
+        ("while loading", plan.making_bytes, "to make the draft or to code weights"),
         ("compiled code", plan.memory.code, "for the CPU, when it is first needed"),
         ("runtime", plan.memory.host_runtime, "the process without weights"),
     ]
@@ -141,30 +139,6 @@ def advice(found: "Preview") -> str:
         return "\nNo single change would make it much faster."
     best = found.gains[0]
     return f"\nWhat would help most: {best.change} -> {best.factor:.1f}x"
-
-
-def as_json(found: "Preview") -> str:
-    """Return the whole preview as JSON, in bytes, seconds and tokens per second."""
-    values: dict[str, Any] = asdict(found)
-    scheme = values.pop("scheme")
-    plan = scheme["plan"]
-    names = {"has_own_memory": "is_cuda"}  # the published name of the field
-    plan["memory"] = {names.get(key, key): value for key, value in plan["memory"].items()}
-    plan["device_bytes"] = found.scheme.plan.device_bytes
-    plan["host_bytes"] = found.scheme.plan.host_bytes
-    plan["tiers"] = dict(Counter(found.scheme.plan.tiers))
-    unit_bytes = list(found.scheme.demand.unit_bytes)
-    return json.dumps(
-        {
-            **values,
-            "draft": scheme["method"],
-            "packed": scheme["packed"],
-            "plan": plan,
-            "unit_bytes": unit_bytes,
-            "forecast": scheme["forecast"],
-        },
-        indent=2,
-    )
 
 
 def _host_note(plan: "Plan") -> str:

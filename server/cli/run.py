@@ -1,36 +1,90 @@
 """Run the command that the command line names."""
 
+import argparse
 import os
+import sys
 from collections.abc import Sequence
 
 from engine.errors import EngineError
-from server.cli.arguments import build_parser
+from server.cli.arguments import Parsers, build_parsers, version_line
 from server.cli.console import Console
-from server.cli.signals import EndSignals
+from server.cli.signals import INTERRUPTED, EndSignals
 from server.config.files import ConfigError
 
 
 def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     """Run one command and return its exit code. Errors are printed on stderr."""
-    args = build_parser().parse_args(argv)
+    parsers = build_parsers()
+    given = sys.argv[1:] if argv is None else argv
+    if not given:
+        parsers.main.print_help()
+        return 0
+    args = parsers.parse(given)
     console = Console()
     try:
-        if args.command == "serve":
-            signals.expect_server()
-            from server.cli.serve import (
-                serve,  # imports the web stack, which the other commands do not need
-            )
-
-            return serve(args, os.environ, console, signals)
-        from server.cli import commands
-
-        command = {
-            "models": commands.models,
-            "plan": commands.plan,
-            "pull": commands.pull,
-            "prune": commands.prune,
-        }[args.command]
-        return command(args, os.environ, console)
+        return _run(args, parsers, console, signals)
     except (ConfigError, EngineError) as error:
         console.line(f"understudy: error: {error}")
         return 1
+    except KeyboardInterrupt:  # of commands that use `raise_interrupts`
+        return INTERRUPTED
+
+
+def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: EndSignals) -> int:
+    """Run one command. Each imports what it needs: the web stack and rich take a while."""
+    match args.command:
+        case "serve":
+            signals.expect_server()
+            from server.cli.serve import serve
+
+            return serve(args, os.environ, console, signals)
+        case "help":
+            return _print_help(args.topic, parsers)
+        case "version":
+            print(version_line())
+            return 0
+        case "completion":
+            from server.cli.completion import completion
+
+            return completion(args, os.environ, parsers)
+        case "ps" | "stop":
+            from server.cli import control
+
+            command = {"ps": control.ps, "stop": control.stop}[args.command]
+            return command(args, os.environ, console)
+        case "top":
+            import rich.console
+
+            from server.cli.top import top
+
+            signals.raise_interrupts()
+            return top(args, os.environ, rich.console.Console(highlight=False))
+        case "chat":
+            import rich.console
+
+            from server.cli.chat import chat
+
+            signals.raise_interrupts()
+            return chat(args, os.environ, rich.console.Console(highlight=False))
+        case "doctor":
+            import rich.console
+
+            from server.cli.doctor import doctor
+
+            return doctor(args, os.environ, rich.console.Console(highlight=False))
+    from server.cli import commands
+
+    return {
+        "models": commands.models,
+        "plan": commands.plan,
+        "pull": commands.pull,
+        "prune": commands.prune,
+    }[args.command](args, os.environ, console)
+
+
+def _print_help(topic: str | None, parsers: Parsers) -> int:
+    if topic is not None:
+        parsers.check_command(topic)
+    parser = parsers.main if topic is None else parsers.commands[topic]
+    parser.print_help()
+    return 0

@@ -19,7 +19,9 @@ from engine.cache_files import check_cache
 from engine.errors import EngineError
 from engine.messages import ModelInfo
 from server.cli.console import Console
+from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
+from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
@@ -65,7 +67,7 @@ class Server(uvicorn.Server):
         """Refuse new requests, wait for the running ones, and close models and connections."""
         in_flight, models = self._shared.in_flight, self._shared.models
         timeout = self._shared.settings.shutdown_timeout
-        was_loading = models.is_loading
+        was_loading = models.loading is not None
         in_flight.stop()
         models.drain()
         self._announce(stopping_text(in_flight.num_running, timeout, was_loading=was_loading))
@@ -111,9 +113,10 @@ def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
         try:
             made = make_entry(name)
         except ConfigError as error:
+            known = [word for entry in entries for word in (entry.id, *entry.aliases)]
             raise ConfigError(
-                f"{error}. The command line, UNDERSTUDY_DEFAULT_MODEL or default_model in "
-                "understudy.yaml names it"
+                f"{error}.{did_you_mean(name, known)} The command line, UNDERSTUDY_DEFAULT_MODEL "
+                "or default_model in understudy.yaml names it"
             ) from error
         _refuse_taken_id(made, entries)
         entries.append(made)
@@ -164,7 +167,11 @@ def serve(
     app = create_app(settings, registry, keys=keys, progress=console.progress)
     config = http_config(app, settings.client_timeout)
     allow_connections()
-    with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with (
+        listener,
+        announced(local_url(listener), env),
+        asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
+    ):
         server = Server(config, app.shared, console.line)
         signals.ask_first(server.end, kill_children)
         loading = app.shared.models.preload(entry)
@@ -222,9 +229,7 @@ def kill_children() -> None:
 
 def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: ModelInfo) -> str:
     """Return the text that says which model is served at which URL, with a request to try."""
-    address, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(address, address)
-    url = f"http://{host}:{port}/v1"
+    url = f"{local_url(listener)}/v1"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
     return (
         f"\nUnderstudy serves {entry.id} at {url}\n"
@@ -234,6 +239,13 @@ def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: Mode
         f"Try it:\n  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         '    -d \'{"messages": [{"role": "user", "content": "Hello!"}]}\'\n'
     )
+
+
+def local_url(listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches the server, without /v1."""
+    address, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:

@@ -47,6 +47,16 @@ class EndSignals:
         """Make the exit code 0 when a supervisor's signal ends a server before it runs."""
         self._is_server = True
 
+    def raise_interrupts(self) -> None:
+        """Let signals raise exceptions, for a command that restores the terminal or ends a server.
+
+        Ctrl-C raises `KeyboardInterrupt`, which may end a part of the command only. The other
+        signals raise `SystemExit`.
+        """
+        for number in self._before:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else _raise_exit)
+
     def ask_first(self, ask: Callable[[], None], kill_children: Callable[[], None]) -> None:
         """Call `ask` at the first signal, and `kill_children` before the process ends."""
         self._ask, self._kill_children = ask, kill_children
@@ -65,3 +75,7 @@ class EndSignals:
             os.write(STDERR, b"\nStopped at once.\n")  # sys.stderr may be in the middle of a line
         is_orderly = self._is_server and self.first is None and number != signal.SIGINT
         self.end(0 if is_orderly else 128 + number)
+
+
+def _raise_exit(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -48,19 +48,29 @@ class Api:
         self._error = error
 
     def post(
-        self, path: str, body: type[BaseModel], whole: Any, event: Any = None
+        self,
+        path: str,
+        body: type[BaseModel] | None,
+        whole: Any,
+        event: Any = None,
+        *,
+        may_be_empty: bool = False,
     ) -> Callable[[RouteT], RouteT]:
         """Return a decorator that declares a route which reads `body` and answers `whole`.
 
         Args:
+            body: the type of the body; None for a route that reads none.
+            may_be_empty: whether an empty body means one without fields.
             event: the type of a stream's events; given for routes that generate text only.
         """
         self.paths.append(path)
-        self.schemas.append(body)
+        if body is not None:
+            self.schemas.append(body)
         if event is not None:
             self.schemas.append(event)
             self.generating.append(path)
-        return self.router.post(path, **describe(body, whole, event, self._error))
+        described = describe(body, whole, event, self._error, may_be_empty=may_be_empty)
+        return self.router.post(path, **described)
 
     def get(self, path: str, whole: Any = None, **options: Any) -> Callable[[RouteT], RouteT]:
         """Return a decorator that declares a route which reads no body.

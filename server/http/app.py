@@ -25,6 +25,7 @@ from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
+from server.models.planner import Planner
 from server.text.client import TextProcess, TextWork
 
 # The modules of the functions that the text process runs, which it imports at its start.
@@ -46,6 +47,7 @@ def create_app(
     *,
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
+    planner: Planner | None = None,
     progress: Callable[[LoadProgress], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
@@ -54,6 +56,7 @@ def create_app(
         engine_factory: makes the engine of a model; tests give a fake.
         keys: without any, every request is allowed, except those of foreign web pages.
         text: does the work that needs a tokenizer; tests give one in this process.
+        planner: computes plans; tests give one that needs no torch.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
@@ -72,7 +75,7 @@ def create_app(
     apis = find_apis()
     failures = Failures(apis)
     in_flight = InFlight()
-    shared = AppState(settings, registry, lent, metrics, in_flight)
+    shared = AppState(settings, registry, lent, metrics, in_flight, planner or Planner())
     app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
     failures.install(app)
     app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)

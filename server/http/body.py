@@ -20,17 +20,22 @@ SCANNED = 64 * 1024  # bytes scanned, in 5 ms at most, before other requests get
 BodyT = TypeVar("BodyT", bound=Body)
 
 
-def body_of(kind: type[BodyT]) -> Callable[[Request], Coroutine[Any, Any, Received[BodyT]]]:
+def body_of(
+    kind: type[BodyT], *, may_be_empty: bool = False
+) -> Callable[[Request], Coroutine[Any, Any, Received[BodyT]]]:
     """Return a FastAPI dependency that reads and checks a request's body.
 
     The content type is ignored.
+
+    Args:
+        may_be_empty: whether an empty body means one without fields.
     """
 
     async def dependency(request: Request) -> Received[BodyT]:
         state = state_of(request)
         limit, timeout = state.settings.max_body_bytes, state.settings.client_timeout
         raw = await read_body(request, limit, timeout)
-        return await received(state.models.text, kind, raw)
+        return await received(state.models.text, kind, raw or (b"{}" if may_be_empty else raw))
 
     return dependency
 

@@ -35,9 +35,20 @@ class InFlight:
     """The set of requests whose answers are not complete."""
 
     def __init__(self) -> None:
-        self.is_stopping = False
+        self._stopping = asyncio.Event()
         self._requests: set[TrackedRequest] = set()
         self._changed = asyncio.Event()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether new requests are refused."""
+        return self._stopping.is_set()
+
+    async def wait_for_stop(self, timeout: float) -> None:
+        """Wait until new requests are refused, or until `timeout` seconds have passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._stopping.wait()
 
     @property
     def num_running(self) -> int:
@@ -46,7 +57,7 @@ class InFlight:
 
     def stop(self) -> None:
         """Refuse new requests from now on, and requests whose body has not arrived."""
-        self.is_stopping = True
+        self._stopping.set()
         for request in self._requests:
             if not request.is_received:
                 request.task.cancel()

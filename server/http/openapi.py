@@ -55,11 +55,14 @@ KEYS: dict[str, dict[str, str]] = {
 BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
-def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[str, Any]:
+def describe(
+    body: type[BaseModel] | None, whole: Any, event: Any, error: Any, *, may_be_empty: bool
+) -> dict[str, Any]:
     """Return the arguments of FastAPI's decorator for a route.
 
     Args:
-        body: the type of the request's body.
+        body: the type of the request's body, None for a route that reads none.
+        may_be_empty: whether an empty body means one without fields.
         whole: the type of a whole answer.
         event: the type of a stream's events, None for a route that never streams.
         error: the type of an error's body.
@@ -70,16 +73,15 @@ def describe(body: type[BaseModel], whole: Any, event: Any, error: Any) -> dict[
         answer["description"] = "Whole answer, or a stream of events with `stream: true`"
         answer["headers"] = headers | {"x-understudy-queue-ms": QUEUE_MS}
         answer["content"] = {"text/event-stream": {"schema": _describe_event(event, error)}}
-    return {
+    described: dict[str, Any] = {
         "response_model": None,
         "responses": {200: answer, **describe_errors(error)},
-        "openapi_extra": {
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": _reference(body)}},
-            }
-        },
     }
+    if body is not None:
+        content = {"application/json": {"schema": _reference(body)}}
+        request_body = {"required": not may_be_empty, "content": content}
+        described["openapi_extra"] = {"requestBody": request_body}
+    return described
 
 
 def _describe_event(event: Any, error: Any) -> dict[str, Any]:

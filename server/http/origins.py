@@ -23,6 +23,8 @@ NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
 LITERAL = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"  # an IPv6 address, optionally with a zone
 AUTHORITY = re.compile(rf"({LITERAL}|{NAME})(?::[0-9]*)?")
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s,/]*)")
+# These routes unload what other clients use. Of web pages only those of this server may use them.
+CONTROL = re.compile(r"(?:/v1)?/models/.+/(?:load|unload)")
 MAX_QUOTED = 80  # characters of a refused header that its error quotes
 KEYS_DISABLE_THIS = "Requests are not checked in this way when API keys are set."
 
@@ -53,11 +55,14 @@ class PagePolicy:
             own = None
             if path not in OPEN_PATHS:
                 return _foreign_host(", ".join(hosts))
+        is_control = CONTROL.fullmatch(path) is not None
         origins = headers.getlist("origin")
         if not origins:
-            if self._is_cross_site(method, headers):
+            if (is_control or ANY not in self._origins) and _is_cross_site(method, headers):
                 return _cross_site()
             return None
+        if is_control and not (len(origins) == 1 and _is_own_page(origins[0], own)):
+            return _not_own_page(", ".join(origins))
         if len(origins) > 1 or not self._is_allowed_origin(origins[0], own):
             return _foreign_origin(", ".join(origins))
         if _has_body(headers) and not _is_json(headers):
@@ -84,28 +89,34 @@ class PagePolicy:
         if ANY in self._origins or origin in self._origins:
             return True
         match = ORIGIN.fullmatch(origin)
-        if match is None:
-            return False
-        scheme, authority = match.groups()
-        if scheme in PROGRAM_SCHEMES:
+        if match is not None and match[1] in PROGRAM_SCHEMES:
             return True
-        host = host_of(authority)
-        return (
-            scheme in ("http", "https") and host is not None and (host == own or _is_loopback(host))
-        )
+        host = _page_host(origin)
+        return host is not None and (host == own or _is_loopback(host))
 
-    def _is_cross_site(self, method: str, headers: Headers) -> bool:
-        """Return whether a page of another site sent a request without an Origin.
 
-        Images and scripts cause such requests. Links to this server are allowed: the page cannot
-        read the answer.
-        """
-        if ANY in self._origins:
-            return False
-        sites = [site.strip().lower() for site in headers.getlist("sec-fetch-site")]
-        mode = headers.get("sec-fetch-mode", "").strip().lower()
-        is_navigation = method in ("GET", "HEAD") and mode == "navigate"
-        return "cross-site" in sites and not is_navigation
+def _is_cross_site(method: str, headers: Headers) -> bool:
+    """Return whether a page of another site sent a request without an Origin.
+
+    Images and scripts cause such requests. Links to this server are allowed: the page cannot read
+    the answer.
+    """
+    sites = [site.strip().lower() for site in headers.getlist("sec-fetch-site")]
+    mode = headers.get("sec-fetch-mode", "").strip().lower()
+    is_navigation = method in ("GET", "HEAD") and mode == "navigate"
+    return "cross-site" in sites and not is_navigation
+
+
+def _is_own_page(origin: str, own: str | None) -> bool:
+    """Return whether a page has the host of this server, `own`. Ports are ignored, see above."""
+    host = _page_host(origin.lower())
+    return host is not None and host == own
+
+
+def _page_host(origin: str) -> str | None:
+    """Return the host of an origin in lower case, None where it is no web page's."""
+    match = ORIGIN.fullmatch(origin)
+    return host_of(match[2]) if match is not None and match[1] in ("http", "https") else None
 
 
 def host_of(authority: str) -> str | None:
@@ -175,6 +186,15 @@ def _foreign_origin(origin: str) -> ApiError:
     return ApiError(
         f"Pages of the origin {_quote(origin)} may not use this server. If they should, put it "
         f"into cors_origins in understudy.yaml. {KEYS_DISABLE_THIS}",
+        code="origin_not_allowed",
+        status=403,
+    )
+
+
+def _not_own_page(origin: str) -> ApiError:
+    return ApiError(
+        f"Pages of the origin {_quote(origin)} may not load or unload models: only pages of this "
+        "server may, and programs that are no web pages. cors_origins does not change this.",
         code="origin_not_allowed",
         status=403,
     )

@@ -1,8 +1,9 @@
 """The app, and the state that its routes share."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,9 @@ from server.http.in_flight import InFlight
 from server.http.openapi import document
 from server.metrics.prometheus import Metrics
 from server.models.lending import Models
+from server.models.planner import Planner
+from server.models.status import read_status
+from server.schemas.status import ServerStatus
 from server.version import version
 
 
@@ -28,6 +32,17 @@ class AppState:
     models: Models
     metrics: Metrics
     in_flight: InFlight
+    planner: Planner
+    started: float = field(default_factory=time.monotonic)
+
+    def status(self) -> ServerStatus:
+        """Return the present state of the server."""
+        return read_status(
+            self.registry,
+            self.models,
+            uptime=time.monotonic() - self.started,
+            is_stopping=self.in_flight.is_stopping,
+        )
 
 
 class App(FastAPI):
@@ -69,7 +84,9 @@ class App(FastAPI):
         if scope["type"] == "websocket":
             await WebSocketClose()(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] == "HEAD":
-            await super().__call__({**scope, "method": "GET"}, receive, _without_body(send))
+            # A query may ask for a stream that does not end, of which nothing would be sent.
+            as_get = {**scope, "method": "GET", "query_string": b""}
+            await super().__call__(as_get, receive, _without_body(send))
         else:
             await super().__call__(scope, receive, send)
 

@@ -4,8 +4,6 @@ The values of labels are limited in number: models come from the registry, sourc
 drafting methods, and outcomes are finish reasons or error codes.
 """
 
-from collections.abc import Iterable
-
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -16,9 +14,10 @@ from prometheus_client import (
     generate_latest,
 )
 
-from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
+from engine.messages import Audited, PassStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
+from server.schemas.status import ServerStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -216,35 +215,30 @@ class _Gauges:
         self._limit = _gauge(
             registry, "link_limit_gbps", "Measured bandwidth of the link, GB/s", "model"
         )
+        self._bits = _gauge(
+            registry, "link_bits_per_weight", "Bits in which one weight travels", "model"
+        )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
 
-    def set_models(self, known: Iterable[str], loaded: str | None, num_waiting: int) -> None:
-        """Set the gauges of the models, and clear the gauges of the engine.
-
-        Args:
-            known: the ids of all models.
-            loaded: the id of the model that serves; None if there is none.
-            num_waiting: the number of requests that wait for a model.
-        """
-        for model in known:
-            self._model_loaded.labels(model).set(model == loaded)
-        self._waiting.labels("model").set(num_waiting)
-        self._waiting.labels("pass").set(0)
-        for series in (self._running, self._gbps, self._limit, self._pages, self._used):
+    def set(self, status: ServerStatus) -> None:
+        """Set all gauges to the present figures."""
+        for model in status["models"]:
+            self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
+        self._waiting.labels("model").set(status["queue"]["waiting_for_model"])
+        self._waiting.labels("pass").set(status["queue"]["waiting_for_pass"])
+        own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
+        for series in own:
             series.clear()
-
-    def set_engine(self, info: ModelInfo, last: PassStats | None, num_requests: int) -> None:
-        """Set the gauges of the engine of the model that serves; `last` is its latest pass."""
-        model = info.model_id
-        self._running.labels(model).set(num_requests)
-        self._limit.labels(model).set(info.link_gbps)
-        self._pages.labels(model).set(info.num_pages)
-        self._used.labels(model).set(
-            0 if last is None else max(0, info.num_pages - last.free_pages)
-        )
-        self._gbps.labels(model).set(0 if last is None else last.link_gbps)
-        self._waiting.labels("pass").set(0 if last is None else last.waiting)
+        engine = status["engine"]
+        if engine is not None:
+            model_id = engine["model"]
+            self._running.labels(model_id).set(status["queue"]["in_engine"])
+            self._limit.labels(model_id).set(engine["link_limit_gbps"])
+            self._bits.labels(model_id).set(engine["link_bits_per_weight"])
+            self._pages.labels(model_id).set(engine["kv_pages"])
+            self._used.labels(model_id).set(engine["kv_pages_used"])
+            self._gbps.labels(model_id).set(engine["link_gbps"])
 
 
 def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:

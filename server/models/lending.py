@@ -138,6 +138,10 @@ class Models:
         self._progress = progress
         self._current: LoadedModel | None = None
         self._swap: asyncio.Task[None] | None = None
+        self._loading: ModelEntry | None = None
+        self._step: LoadProgress | None = None  # the latest one, of a load or a restart
+        self._unloading = False
+        self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
 
@@ -146,6 +150,26 @@ class Models:
         """The loaded model if its engine is ready, else None."""
         current = self._current
         return current if current is not None and current.engine.state == "ready" else None
+
+    @property
+    def in_memory(self) -> LoadedModel | None:
+        """The model that was loaded last, also while its engine restarts."""
+        return self._current
+
+    @property
+    def loading(self) -> ModelEntry | None:
+        """The model that is being loaded or swapped in, if there is one."""
+        return self._loading
+
+    @property
+    def is_unloading(self) -> bool:
+        """Whether the model in memory is being unloaded because somebody asked for it."""
+        return self._unloading
+
+    @property
+    def step(self) -> LoadProgress | None:
+        """The latest step of a load or restart; None before the first one."""
+        return self._step
 
     @property
     def num_waiting(self) -> int:
@@ -174,10 +198,24 @@ class Models:
         async with self._lend(entry, wait, self._settings.load_timeout) as model:
             yield model
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether a model is being loaded or swapped in."""
-        return self._swap is not None
+    async def unload(self, entry: ModelEntry, grace: float) -> None:
+        """Unload a model, if it is in memory, as soon as no request holds it.
+
+        A load that is running is waited for. Requests that arrive meanwhile wait, and load the
+        model again.
+
+        Args:
+            grace: seconds after which requests that still hold the model get an error.
+        """
+        while self._swap is not None:
+            await asyncio.wait([self._swap])
+        current = self._current
+        if current is None or current.entry.id != entry.id or self._closed:
+            return
+        self._unloading = True
+        self._swap = asyncio.create_task(self._unload(current, grace), name=f"unload {entry.id}")
+        self._swap.add_done_callback(self._unloaded)
+        await asyncio.wait([self._swap])
 
     def drain(self) -> None:
         """Refuse new and waiting requests and cancel a load; running requests may finish."""
@@ -239,7 +277,7 @@ class Models:
     def _place(self, waiter: _Waiter) -> str:
         if waiter not in self._waiters:  # it has its model and has left the queue
             return "waiting"
-        what = "waiting for" if self._swap is None else "loading"
+        what = "waiting for" if self._loading is None else "loading"
         return in_line(f"{what} {self._waiters[0].entry.id}", self._waiters.index(waiter) + 1)
 
     def _withdraw(self, waiter: _Waiter) -> None:
@@ -251,6 +289,7 @@ class Models:
 
     def _give_back(self, model: LoadedModel) -> None:
         model.give_back()
+        self._returned.set()
         self._advance()
 
     def _advance(self) -> None:
@@ -265,6 +304,7 @@ class Models:
             if current is not None and current.entry.id == entry.id and current.usable:
                 self._waiters.popleft().granted.set_result(current.borrow())
             elif current is None or current.num_borrowers == 0:
+                self._loading, self._step = entry, None
                 self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
             else:
@@ -279,15 +319,20 @@ class Models:
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
         self.text.renew()  # the text process imports its libraries while the engine loads
         statistics = EngineStatistics(entry.id, self._metrics)
+
+        def restarted() -> None:
+            self._step = None
+            statistics.restarted()
+
         engine = self._engine_factory(
             entry.spec,
             max_queue=self._settings.max_queue,
             callbacks=EngineCallbacks(
-                self._progress,
+                self._note_step,
                 statistics.passed,
                 statistics.audited,
                 statistics.checked,
-                statistics.restarted,
+                restarted,
                 statistics.resumed,
             ),
         )
@@ -308,12 +353,30 @@ class Models:
         log.info("loaded %s: %s", entry.id, info.plan)
 
     def _loaded(self, entry: ModelEntry, swap: asyncio.Task[None]) -> None:
-        self._swap = None
+        self._swap = self._loading = self._step = None
         error = None if swap.cancelled() else swap.exception()
         if error is not None:
             log.error("%s could not be loaded", entry.id)  # the waiting requests get the reason
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
         self._advance()
+
+    async def _unload(self, model: LoadedModel, grace: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while model.num_borrowers:
+                    self._returned.clear()
+                    await self._returned.wait()
+        log.info("unloading %s, as asked", model.entry.id)
+        await model.engine.close()
+        self._current = None
+
+    def _unloaded(self, _: asyncio.Task[None]) -> None:
+        self._swap, self._unloading = None, False
+        self._advance()
+
+    def _note_step(self, step: LoadProgress) -> None:
+        self._step = step
+        self._progress(step)
 
     def _refuse(self, waiters: list[_Waiter], error: BaseException) -> None:
         for waiter in waiters:

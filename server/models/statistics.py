@@ -5,33 +5,23 @@ weights are copied to the device during a pass.
 """
 
 import logging
-from dataclasses import dataclass
 
 from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
+from server.metrics.passes import PassHistory, Sums
 from server.metrics.prometheus import Metrics
 
 log = logging.getLogger("understudy")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """The bytes that passes moved over the link, and the time that the passes took."""
-
-    link_bytes: int = 0
-    pass_seconds: float = 0.0
 
 
 class EngineStatistics:
     """The callbacks of one engine, which count and log what it reports.
 
     Attributes:
-        last: the statistics of the last pass; None before the first one.
-        traffic: the sums over all passes.
+        history: the passes so far.
     """
 
     def __init__(self, model: str, metrics: Metrics) -> None:
-        self.last: PassStats | None = None
-        self.traffic = Traffic()
+        self.history = PassHistory()
         self._limit_gbps = 0.0  # the link's bandwidth, once the model is loaded; 0: no link is used
         self._model = model
         self._metrics = metrics.engines
@@ -43,11 +33,7 @@ class EngineStatistics:
 
     def passed(self, stats: PassStats) -> None:
         """Count and log the statistics of a finished pass."""
-        self.last = stats
-        self.traffic = Traffic(
-            self.traffic.link_bytes + stats.link_bytes,
-            self.traffic.pass_seconds + stats.pass_ms / 1e3,
-        )
+        self.history.add(stats)
         self._metrics.count_pass(self._model, stats)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s: %s", self._model, self._summary(stats))
@@ -78,16 +64,15 @@ class EngineStatistics:
         """Count a stream that goes on in another process, after its own one died."""
         self._metrics.count_resumed(self._model)
 
-    def link_since(self, before: Traffic) -> str:
+    def link_since(self, before: Sums) -> str:
         """Return the link's mean bandwidth in the passes since `before`, as text for the log.
 
         Returns "" if no bytes were moved since.
         """
-        moved = self.traffic.link_bytes - before.link_bytes
-        seconds = self.traffic.pass_seconds - before.pass_seconds
-        if moved <= 0 or seconds <= 0:
+        since = self.history.sums.since(before)
+        if since.link_bytes <= 0 or since.seconds <= 0:
             return ""
-        return f", link {self._of_limit(moved / seconds / 1e9)}"
+        return f", link {self._of_limit(since.link_bytes / since.seconds / 1e9)}"
 
     def _of_limit(self, gbps: float) -> str:
         return f"{gbps:.2f} of {self._limit_gbps:.2f} GB/s"

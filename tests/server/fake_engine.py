@@ -155,6 +155,7 @@ class FakeEngine:
     def __init__(
         self, spec: ModelSpec, script: Script, max_queue: int, callbacks: EngineCallbacks
     ) -> None:
+        self.on_progress = callbacks.progress
         self.on_pass = callbacks.on_pass
         self.on_audit = callbacks.on_audit
         self.on_check = callbacks.on_check
@@ -200,8 +201,10 @@ class FakeEngine:
             fingerprint="fp_fake",
             tokenizer_path=self.script.tokenizer_path,
             plan="no model at all",
+            tiers=(("ram", 5), ("resident", 3)),
             num_pages=100,
             link_gbps=12.5,
+            link_bits=7.5,
             draft_methods=self.script.draft_methods,
             sampling=self.script.sampling,
         )

@@ -11,15 +11,18 @@ from server.cli.serve import bind, http_config
 from server.config.registry import Registry
 from server.config.settings import Settings
 from server.http.app import create_app
+from server.models.planner import Planner
 from tests.server.conftest import entry
 from tests.server.fake_engine import FakeEngines
 from tests.server.fake_text import FakeText
+from tests.server.models import plan_targets
 
 
 def main() -> None:
     logging.disable()
     registry = Registry([entry("main"), entry("org/other")], "main", strict=True)
-    app = create_app(Settings(), registry, FakeEngines(), text=FakeText())
+    planner = Planner(plan_targets.small_plan)
+    app = create_app(Settings(), registry, FakeEngines(), text=FakeText(), planner=planner)
     with bind("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         uvicorn.Server(http_config(app)).run([listener])

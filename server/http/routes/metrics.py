@@ -14,9 +14,5 @@ api = Api(prefixes=("",))
 async def metrics(request: Request) -> Response:
     """Return the counters since the start of the server, and the present gauges."""
     state = state_of(request)
-    gauges, model = state.metrics.gauges, state.models.ready
-    known = state.registry.entries
-    gauges.set_models(known, None if model is None else model.entry.id, state.models.num_waiting)
-    if model is not None:
-        gauges.set_engine(model.info, model.statistics.last, model.engine.num_outstanding)
+    state.metrics.gauges.set(state.status())
     return Response(state.metrics.text(), media_type=CONTENT_TYPE)

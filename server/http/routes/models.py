@@ -1,12 +1,21 @@
-"""The routes GET /v1/models and /v1/models/{id} of the OpenAI API."""
+"""The routes of /v1/models: those of the OpenAI API, and two that load and unload a model."""
 
-from fastapi import Request
+from collections.abc import AsyncGenerator
+from typing import Annotated
 
+from fastapi import Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.chat.received import Received
 from server.config.registry import ModelEntry
 from server.http.api import Api
+from server.http.body import body_of
+from server.http.respond import pace_of
 from server.http.state import state_of
+from server.http.stream import whole_answer
 from server.models.lending import LoadedModel
 from server.schemas.answers import Capability, Model, ModelList
+from server.schemas.status import UnloadRequest
 
 api = Api()
 
@@ -30,6 +39,35 @@ async def get_model(request: Request, model_id: str) -> Model:
     """Describe the model that requests with this name get. Ids may contain slashes."""
     state = state_of(request)
     return _describe(state.registry.find(model_id), state.models.ready)
+
+
+@api.post("/models/{model_id:path}/load", None, Model)
+async def load_model(request: Request, model_id: str) -> Response:
+    """Load a model in its turn, as a request for it would, and answer when it is loaded."""
+    state = state_of(request)
+    entry, pace = state.registry.named(model_id), pace_of(request)
+
+    async def loaded() -> AsyncGenerator[Model, None]:
+        async with state.models.borrow(entry, pace.wait) as model:
+            described = _describe(entry, model)
+        yield described
+
+    return await whole_answer(request, loaded(), lambda models: JSONResponse(models[0]), pace)
+
+
+@api.post("/models/{model_id:path}/unload", UnloadRequest, Model, may_be_empty=True)
+async def unload_model(
+    request: Request,
+    model_id: str,
+    received: Annotated[
+        Received[UnloadRequest], Depends(body_of(UnloadRequest, may_be_empty=True))
+    ],
+) -> Response:
+    """Unload a model when its requests are done, or after a grace, and answer when it is gone."""
+    state = state_of(request)
+    entry, grace = state.registry.named(model_id), received.body.grace
+    await state.models.unload(entry, state.settings.shutdown_timeout if grace is None else grace)
+    return JSONResponse(_describe(entry, state.models.ready))
 
 
 def _describe(entry: ModelEntry, loaded: LoadedModel | None) -> Model:

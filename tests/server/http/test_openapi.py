@@ -33,10 +33,11 @@ def test_schemathesis_finds_no_failure(url: str, tmp_path: Path, phase: str) -> 
         *("run", f"{url}/openapi.json", "--exclude-checks", LEFT_OUT, "--no-color"),
         *("--wait-for-schema", "30", "--phases", phase, "--max-examples", "5"),
         *("--generation-deterministic", "--continue-on-failure"),
+        *("--exclude-path", "/v1/status"),  # with `?watch` it is a stream without an end
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert "Tested: 16" in done.stdout
+    assert "Tested: 19" in done.stdout
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

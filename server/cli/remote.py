@@ -1,0 +1,167 @@
+"""A running server as the commands use it: which one, its status, and requests to it."""
+
+import argparse
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from engine.errors import escaped
+from server.cli.servers import running_servers
+from server.config.files import ConfigError
+from server.http.auth import ENV_KEY
+from server.schemas.status import ServerStatus
+
+ENV_URL = "UNDERSTUDY_URL"
+DEFAULT_PORT = "8000"
+CONNECT_S = 5.0  # for a connection; an answer may take as long as the load of a model
+
+
+class RemoteError(ConfigError):
+    """The server cannot be reached, or it refused the request; the message says what to do."""
+
+
+class Unreachable(RemoteError):
+    """Nothing answers, or the connection broke."""
+
+
+class Remote:
+    """A client of one server; a context manager that closes its connections.
+
+    Args:
+        url: the URL of the server, with or without /v1.
+        key: its API key; "" if it has none.
+        transport: carries requests; tests give one.
+    """
+
+    def __init__(self, url: str, key: str, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(None, connect=CONNECT_S)
+        try:
+            self._client = httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout, transport=transport
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise RemoteError(f"{escaped(url)} is not a URL of a server: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def status(self) -> ServerStatus:
+        """Return the state of the server."""
+        status: ServerStatus = self._json("GET", "/v1/status")
+        return status
+
+    def watch(self) -> Iterator[ServerStatus]:
+        """Yield the state of the server every second, until it stops."""
+        yield from self.events("GET", "/v1/status?watch")
+
+    def load(self, model: str) -> None:
+        """Load a model, and wait until it is loaded."""
+        self._json("POST", f"/v1/models/{quote(model)}/load")
+
+    def unload(self, model: str, grace: float | None) -> None:
+        """Unload a model, and wait until it is gone."""
+        self._json("POST", f"/v1/models/{quote(model)}/unload", {"grace": grace})
+
+    def chat(
+        self, body: Mapping[str, Any], on_wait: Callable[[str], None] = lambda _: None
+    ) -> Generator[Any, None, None]:
+        """Yield the chunks of a streamed chat completion. Closing the generator stops the answer.
+
+        Args:
+            on_wait: is called with what the request waits for.
+        """
+        with closing(self.events("POST", "/v1/chat/completions", body, on_wait)) as chunks:
+            for chunk in chunks:
+                if "error" in chunk:
+                    raise RemoteError(str(chunk["error"]["message"]))
+                yield chunk
+
+    def events(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        on_comment: Callable[[str], None] = lambda _: None,
+    ) -> Generator[Any, None, None]:
+        """Yield the data of each event of a stream. Closing the generator ends the request."""
+        with self._failures(), self._client.stream(method, path, json=body) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise _refusal(answer)
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    yield json.loads(line.removeprefix("data: "))
+                elif line.startswith(":"):
+                    on_comment(line.removeprefix(":").strip())
+
+    def _json(self, method: str, path: str, body: Any = None) -> Any:
+        with self._failures():
+            answer = self._client.request(method, path, json=body)
+        if not answer.is_success:
+            raise _refusal(answer)
+        return answer.json()
+
+    def _failures(self) -> "_Failures":
+        return _Failures(self.url)
+
+
+class _Failures:
+    """A context manager that turns errors of the connection into `Unreachable`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol):
+            raise Unreachable(
+                f"no server answers at {self._url}. Start one with `understudy serve`, or name "
+                f"another with --url or {ENV_URL}."
+            ) from error
+        if isinstance(error, httpx.TransportError):
+            raise Unreachable(f"the connection to {self._url} broke: {error}") from error
+
+
+def _refusal(answer: httpx.Response) -> RemoteError:
+    """Return the error that says why a request was refused."""
+    try:
+        message = str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"{answer.url} answered with status {answer.status_code}; is it an Understudy?"
+    if answer.status_code == 401:
+        message += f" Put it into {ENV_KEY}."
+    return RemoteError(message)
+
+
+def choose_url(asked: str | None, env: Mapping[str, str]) -> str:
+    """Return the URL of the server to use: the given one, else the one that runs.
+
+    Raises `RemoteError` if several run and none is named.
+    """
+    if named := asked or env.get(ENV_URL):
+        return named
+    urls = [server.url for server in running_servers(env)]
+    if len(urls) > 1:
+        raise RemoteError(f"several servers run; name one with --url: {', '.join(urls)}")
+    return urls[0] if urls else f"http://127.0.0.1:{env.get('UNDERSTUDY_PORT') or DEFAULT_PORT}"
+
+
+def connect(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
+    """Return a client of the server that the command line names, or of the one that runs."""
+    return connect_to(choose_url(args.url, env), args, env)
+
+
+def connect_to(url: str, args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
+    """Return a client of the server at `url`, with the key of the command line."""
+    return Remote(url, (args.api_key or env.get(ENV_KEY) or "").strip())

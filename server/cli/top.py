@@ -1,0 +1,107 @@
+"""The command `understudy top`: a live view of a server's models, queue, speed, link and memory."""
+
+import argparse
+from collections.abc import Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from engine.errors import escaped
+from server.cli.control import state_text, tiers_text
+from server.cli.remote import connect
+from server.schemas.status import EngineStatus, ServerStatus
+
+BAR = 24  # columns
+
+
+def top(args: argparse.Namespace, env: Mapping[str, str], screen: Console) -> int:
+    """Show a server until Ctrl-C, or until it stops; once where the output is no terminal."""
+    with connect(args, env) as remote:
+        if args.once or not screen.is_terminal:
+            screen.print(view(remote.status(), remote.url))
+            return 0
+        try:
+            with Live(console=screen, screen=True, auto_refresh=False) as live:
+                for status in remote.watch():
+                    live.update(view(status, remote.url), refresh=True)
+        except KeyboardInterrupt:
+            return 0
+    screen.print(f"The server at {escape(escaped(remote.url))} has stopped.")
+    return 0
+
+
+def view(status: ServerStatus, url: str) -> RenderableType:
+    """Return the whole view of a status."""
+    head = Text.assemble(
+        ("understudy ", "bold"), status["version"], f"  {url}  up {_duration(status)}"
+    )
+    if status["state"] != "running":
+        head.append(f"  {status['state']}", "bold yellow")
+    engine = status["engine"]
+    parts: list[RenderableType] = [head, "", _models(status), "", _queue(status)]
+    if engine is not None:
+        parts += ["", _figures(engine)]
+    return Group(*parts)
+
+
+def _duration(status: ServerStatus) -> str:
+    minutes, seconds = divmod(int(status["uptime_seconds"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _models(status: ServerStatus) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("MODEL", "STATE", "CONTEXT", "WEIGHTS", "DRAFT"):
+        table.add_column(name, overflow="fold")
+    for model in status["models"]:
+        style = {"loaded": "green", "unloaded": "dim"}.get(model["state"], "yellow")
+        cells = (
+            model["id"],
+            state_text(model),
+            f"{model['context']:,}" if "context" in model else "",
+            tiers_text(model),
+            model.get("draft", ""),
+        )
+        table.add_row(*(escape(escaped(cell)) for cell in cells), style=style)
+    return table
+
+
+def _queue(status: ServerStatus) -> Text:
+    queue = status["queue"]
+    return Text(
+        f"{queue['in_engine']} requests in the engine, {queue['waiting_for_pass']} sequences wait "
+        f"for a pass, {queue['waiting_for_model']} requests wait for a model"
+    )
+
+
+def _figures(engine: EngineStatus) -> Table:
+    recent, limit = engine["recent"], engine["link_limit_gbps"]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(width=BAR)
+    table.add_column(overflow="fold")
+    speed, per_pass = recent["tokens_per_second"], recent["tokens_per_pass"]
+    table.add_row("tokens/s", f"{speed:.1f}", "", f"{recent['tokens']} tokens lately")
+    table.add_row("tokens a pass", f"{per_pass:.1f}", "", f"{recent['passes']} passes lately")
+    if limit:
+        figure = f"{engine['link_gbps']:.2f}"
+        note = f"of {limit:.2f} GB/s in the last pass"
+        table.add_row("link", figure, _bar(engine["link_gbps"], limit), note)
+    stalls = recent["stall_seconds"]
+    waits = {"weights": stalls["copy"], "the draft": stalls["draft"], "the host": stalls["host"]}
+    for what, seconds in waits.items():
+        share = seconds / recent["seconds"] if recent["seconds"] else 0.0
+        table.add_row(f"waits for {what}", f"{share:.0%}", _bar(share, 1.0), "of the time")
+    used, pages = engine["kv_pages_used"], engine["kv_pages"]
+    table.add_row("KV pages", f"{used:,}", _bar(used, pages), f"of {pages:,}")
+    return table
+
+
+def _bar(value: float, most: float) -> ProgressBar:
+    return ProgressBar(total=max(most, 1e-9), completed=min(value, most), width=BAR)

@@ -1,0 +1,60 @@
+"""The route POST /v1/plan: what `understudy plan --json` prints, for models of the registry."""
+
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.responses import Response
+
+from server.chat.received import Received
+from server.config.files import parse_size
+from server.errors import ApiError
+from server.http.api import Api
+from server.http.body import body_of
+from server.http.respond import pace_of
+from server.http.state import state_of
+from server.http.stream import whole_answer
+from server.models.plan_worker import Machine
+from server.schemas.plans import MAX_SIZE, Plan, PlanRequest
+
+api = Api()
+
+
+@api.post("/plan", PlanRequest, Plan)
+async def plan_model(
+    request: Request, received: Annotated[Received[PlanRequest], Depends(body_of(PlanRequest))]
+) -> Response:
+    """Plan where a model's weights would be on a machine, and forecast its speed."""
+    state, body = state_of(request), received.body
+    entry = state.registry.named(body.model)
+    machine = Machine(
+        _size("device_memory", body.device_memory),
+        _size("ram", body.ram),
+        body.link_gbps,
+        body.users,
+    )
+
+    async def plans() -> AsyncGenerator[str, None]:
+        yield await state.planner.plan(entry.spec, machine)
+
+    return await whole_answer(request, plans(), _json_response, pace_of(request))
+
+
+def _size(field: str, value: int | str | None) -> int | None:
+    """Return the bytes of a field. Raises `ApiError` 400 for text that is no size."""
+    if not isinstance(value, str):
+        return value
+    try:
+        size = int(str(parse_size(value)))
+    except ValueError as error:
+        raise ApiError(
+            f"Invalid value for '{field}': {error}.", code="invalid_value", param=field
+        ) from error
+    if not 0 < size <= MAX_SIZE:
+        message = f"Invalid value for '{field}': it must be above zero, and at most 1 PiB."
+        raise ApiError(message, code="invalid_value", param=field)
+    return size
+
+
+def _json_response(made: list[str]) -> Response:
+    return Response(made[0], media_type="application/json")

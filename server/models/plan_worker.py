@@ -1,0 +1,91 @@
+"""The computation of a plan, and the process in which the server runs it.
+
+Modules of the engine are imported on first use, because they load torch.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ModelError
+from engine.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from engine.planning.preview import Preview
+
+# The libraries read these when they are imported. The user's own values win.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+LOWEST_PRIORITY = 19  # running requests go first
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The figures of a machine that replace those of this one; None: they are not replaced."""
+
+    device_memory: int | None = None  # bytes of a CUDA card
+    ram: int | None = None  # bytes
+    link_gbps: float | None = None
+    users: int | None = None  # of the second forecast
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The result of a computation: the plan as JSON, or the reason why there is none."""
+
+    json: str = ""
+    error: str = ""
+    fits: bool = True  # whether the error is another one than too little memory
+
+
+def main(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
+    """Run the spawned process: compute one plan and send a `Planned`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent reacts
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+    connection.send(compute(spec, machine))
+
+
+def compute(spec: ModelSpec, machine: Machine) -> Planned:
+    """Return the plan of a model for a machine."""
+    from engine.planning.plan import DoesNotFit
+    from engine.planning.preview import WhatIf, preview
+
+    users = {} if machine.users is None else {"users": machine.users}
+    what_if = WhatIf(machine.device_memory, machine.ram, machine.link_gbps, **users)
+    try:
+        return Planned(as_json(preview(spec, what_if)))
+    except DoesNotFit as error:
+        return Planned(error=str(error), fits=False)
+    except ModelError as error:
+        return Planned(error=str(error))
+
+
+def as_json(found: "Preview") -> str:
+    """Return the whole preview as JSON, in bytes, seconds and tokens per second."""
+    values: dict[str, Any] = asdict(found)
+    scheme = values.pop("scheme")
+    plan = scheme["plan"]
+    names = {"has_own_memory": "is_cuda"}  # the published name of the field
+    plan["memory"] = {names.get(key, key): value for key, value in plan["memory"].items()}
+    plan["device_bytes"] = found.scheme.plan.device_bytes
+    plan["host_bytes"] = found.scheme.plan.host_bytes
+    plan["tiers"] = dict(Counter(found.scheme.plan.tiers))
+    unit_bytes = list(found.scheme.demand.unit_bytes)
+    return json.dumps(
+        {
+            **values,
+            "draft": scheme["method"],
+            "packed": scheme["packed"],
+            "coded": scheme["coded"],
+            "plan": plan,
+            "unit_bytes": unit_bytes,
+            "link_bytes": list(found.scheme.demand.link_bytes),
+            "forecast": scheme["forecast"],
+        },
+        indent=2,
+    )

@@ -1,0 +1,100 @@
+"""The state of the server and its models, as GET /v1/status answers it, and what changes it."""
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
+
+from server.schemas.fields import Body
+
+LONGEST_GRACE_S = 86_400
+
+ModelState = Literal["loaded", "loading", "restarting", "unloading", "unloaded"]
+
+
+class LoadStep(TypedDict):
+    """A step of a load that is running."""
+
+    what: str
+    done: int
+    total: int  # in the unit of `done`; 0 where it is unknown
+
+
+class ModelStatus(TypedDict):
+    """A model of the registry. The optional fields describe a model that is in memory."""
+
+    id: str
+    aliases: list[str]
+    default: bool  # whether requests that name no model get this one
+    state: ModelState
+    step: NotRequired[LoadStep]  # of a model that is being loaded
+    context: NotRequired[int]  # tokens
+    tiers: NotRequired[dict[str, int]]  # the number of units of weights in each tier
+    draft: NotRequired[str]  # the drafting method
+    plan: NotRequired[str]  # where the weights are, as text
+
+
+class QueueStatus(TypedDict):
+    """The numbers of requests, and of sequences that wait for a pass."""
+
+    waiting_for_model: int
+    waiting_for_pass: int  # sequences, as of the latest pass
+    in_engine: int  # requests that the engine has, waiting or running
+
+
+class Stalls(TypedDict):
+    """Seconds in which the target did not compute, by cause."""
+
+    copy: float  # it waited for weights
+    draft: float  # it waited for the draft
+    host: float  # it waited for the host
+
+
+class PassTotals(TypedDict):
+    """The sums over passes."""
+
+    seconds: float  # the time that has passed; of all passes since the load, their own time
+    passes: int
+    tokens: int  # emitted
+    link_bytes: int
+    stall_seconds: Stalls
+
+
+class RecentPasses(PassTotals):
+    """The passes of the last seconds; the rates are zero if there were none."""
+
+    tokens_per_second: float
+    tokens_per_pass: float
+    link_gbps: float
+
+
+class EngineStatus(TypedDict):
+    """The figures of the loaded model's engine."""
+
+    model: str
+    recent: RecentPasses
+    total: PassTotals  # since the model was loaded
+    link_gbps: float  # of the latest pass
+    link_limit_gbps: float  # as measured when the model was loaded; 0: no link is used
+    link_bits_per_weight: float  # in which a streamed weight travels; 0: none does
+    kv_pages: int
+    kv_pages_used: int
+
+
+class ServerStatus(TypedDict):
+    """The state of the whole server."""
+
+    object: Literal["status"]
+    version: str
+    state: Literal["running", "stopping"]
+    uptime_seconds: float
+    models: list[ModelStatus]
+    queue: QueueStatus
+    engine: EngineStatus | None  # null: no model is loaded
+
+
+class UnloadRequest(Body):
+    """How long requests that hold a model may go on before it is unloaded."""
+
+    # seconds; null: the setting `shutdown_timeout`
+    grace: Annotated[float, Field(ge=0, le=LONGEST_GRACE_S)] | None = None

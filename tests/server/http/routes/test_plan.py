@@ -1,0 +1,127 @@
+"""POST /v1/plan: plans of registered models, one at a time, in a process of their own."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.spec import ModelSpec, TargetSpec
+from server.cli import main
+from server.config.registry import ModelEntry, Registry
+from server.config.settings import Settings
+from server.http.app import create_app
+from server.models import planner
+from server.models.planner import EntryPoint, Planner
+from tests.server.cli.test_plan_command import CARD, CONFIG, GIB
+from tests.server.conftest import client_of, entry, error_of
+from tests.server.fake_engine import FakeEngines
+from tests.server.fake_text import FakeText
+from tests.server.models import plan_targets
+
+
+@asynccontextmanager
+async def planning(
+    target: EntryPoint | None = None, timeout: float = 60, entries: list[ModelEntry] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    made = Planner() if target is None else Planner(target, timeout)
+    known = entries or [entry("main", aliases=("gpt-x",))]
+    registry = Registry(known, known[0].id, strict=False)
+    app = create_app(Settings(), registry, FakeEngines(), text=FakeText(), planner=made)
+    async with client_of(app) as client:
+        yield client
+    assert not [child for child in active_children() if child.name.startswith("plan ")]
+
+
+async def plan(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    return await client.post("/v1/plan", json={"model": "main", **body})
+
+
+async def test_the_plan_is_that_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "seven-b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["plan", str(folder), *CARD, "--json"]) == 0
+    want = json.loads(capsys.readouterr().out)
+    known = [ModelEntry("seven-b", ModelSpec("seven-b", TargetSpec(str(folder))), 0)]
+    async with planning(entries=known) as client:
+        machine = {"device_memory": "8GiB", "ram": 24 * GIB, "link_gbps": 25}
+        answer = await plan(client, model="seven-b", **machine)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == want
+
+
+async def test_the_body_changes_the_machine() -> None:
+    async with planning(plan_targets.echo) as client:
+        assert (await plan(client)).json() == {"model_id": "main", "figures": [None] * 4}
+        whole = {"device_memory": "8GiB", "ram": 5, "link_gbps": 2, "users": 3, "unknown": 1}
+        answer = (await plan(client, **whole, model="gpt-x")).json()
+        assert answer == {"model_id": "main", "figures": [8 * GIB, 5, 2.0, 3]}
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "code", "words"),
+    [
+        (plan_targets.too_large, 400, "does_not_fit", "2 GiB are missing"),
+        (plan_targets.unknown_family, 500, "model_load_failed", "no such family"),
+        (plan_targets.die, 500, "plan_failed", "ended early"),
+    ],
+)
+async def test_a_plan_that_fails_says_why(
+    target: EntryPoint, status: int, code: str, words: str
+) -> None:
+    async with planning(target) as client:
+        error = error_of(await plan(client), status)
+    assert error["code"] == code and words in error["message"]
+
+
+async def test_a_plan_that_takes_too_long_is_ended() -> None:
+    async with planning(plan_targets.hang, timeout=0.01) as client:
+        assert error_of(await plan(client), 503)["code"] == "plan_timeout"
+
+
+async def test_plans_are_computed_one_at_a_time_and_few_may_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planner, "MAX_WAITING", 1)
+    async with planning(plan_targets.hang) as client:
+        asked = [asyncio.create_task(plan(client)) for _ in range(2)]
+        while not active_children():
+            await asyncio.sleep(0.001)
+        assert error_of(await plan(client), 503)["code"] == "queue_full"
+        assert len(active_children()) == 1
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("model", [None, 1]),
+        ("device_memory", [0, -1, "8 apples", "0GiB", 2**51, "9999999TiB", 1.5, []]),
+        ("ram", [0, "x", True]),
+        ("link_gbps", [0, -1, "1", 1e9]),
+        ("users", [0, 2000, 1.5]),
+    ],
+)
+async def test_wrong_figures_are_refused(field: str, wrong: list[Any]) -> None:
+    async with planning(plan_targets.die) as client:
+        for value in wrong:
+            param = error_of(await plan(client, **{field: value}), 400)["param"]
+            assert param is not None and param.startswith(field), value
+
+
+async def test_only_models_of_the_registry_are_planned() -> None:
+    async with planning(plan_targets.die) as client:
+        for name in ("other/model", "/etc", ""):
+            assert error_of(await plan(client, model=name), 404)["code"] == "model_not_found"
+        error_of(await client.post("/v1/plan", json={}), 400)

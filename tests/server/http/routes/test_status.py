@@ -1,0 +1,148 @@
+"""GET /v1/status: the state of models, queue and engine, once and as a stream."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.messages import LoadProgress
+from engine.process.engine_process import State
+from server.metrics.passes import PassHistory
+from tests.server.conftest import MakeApp, chat, client_of, error_of, serving
+from tests.server.fake_engine import FakeEngines
+from tests.server.metrics.test_prometheus import PASS, scrape
+
+
+async def status_of(client: httpx.AsyncClient) -> dict[str, Any]:
+    answer = await client.get("/v1/status")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_reading_the_status_loads_no_model(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    found = await status_of(client)
+    assert found["object"] == "status" and found["state"] == "running" and found["version"]
+    assert found["models"] == [
+        {"id": "main", "aliases": ["gpt-x"], "default": True, "state": "unloaded"},
+        {"id": "org/other", "aliases": [], "default": False, "state": "unloaded"},
+    ]
+    assert found["queue"] == {"waiting_for_model": 0, "waiting_for_pass": 0, "in_engine": 0}
+    assert found["engine"] is None
+    assert engines.made == []
+
+
+async def test_a_load_is_shown_with_its_latest_step(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.load_gate = asyncio.Event()
+    asking = asyncio.create_task(chat(client))
+    while not engines.made:
+        await asyncio.sleep(0)
+    main, other = (await status_of(client))["models"]
+    assert (main["state"], other["state"]) == ("loading", "unloaded") and "step" not in main
+    engines.engine.on_progress(LoadProgress("packing", 3, 8))
+    found = await status_of(client)
+    assert found["models"][0]["step"] == {"what": "packing", "done": 3, "total": 8}
+    assert found["queue"]["waiting_for_model"] == 1
+    engines.script.load_gate.set()
+    await asking
+    main = (await status_of(client))["models"][0]
+    assert main["state"] == "loaded" and "step" not in main
+    assert main["context"] == 1024 and main["draft"] == "none"
+    assert main["tiers"] == {"ram": 5, "resident": 3} and main["plan"] == "no model at all"
+
+
+async def test_a_dead_engine_restarts_or_is_unloaded(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client)
+    states: dict[State, str] = {"restarting": "restarting", "failed": "unloaded"}
+    for state, shown in states.items():
+        engines.engine.state = state
+        found = await status_of(client)
+        assert found["models"][0]["state"] == shown
+        assert found["engine"] is None
+
+
+async def test_the_figures_are_those_of_the_metrics(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client)
+    engines.engine.on_pass(PASS)
+    engines.engine.on_pass(PASS)
+    found, series = await status_of(client), await scrape(client)
+    engine, total = found["engine"], found["engine"]["total"]
+    model = {"model": "main"}
+    assert total["passes"] == series("pass_seconds_count", **model) == 2
+    assert total["seconds"] == series("pass_seconds_sum", **model)
+    assert total["tokens"] == series("pass_tokens_total", **model)
+    assert total["link_bytes"] == series("link_bytes_total", **model)
+    for cause, seconds in total["stall_seconds"].items():
+        assert seconds > 0 and seconds == series("stall_seconds_total", cause=cause, **model)
+    for name in ("link_gbps", "link_limit_gbps", "kv_pages", "kv_pages_used"):
+        assert engine[name] == series(name, **model) != 0
+    assert found["queue"]["waiting_for_pass"] == series("waiting", **{"for": "pass"}) == 3
+
+
+def test_rates_are_those_of_the_last_seconds() -> None:
+    now = 100.0
+    history = PassHistory(lambda: now)
+    assert history.recent()["tokens_per_second"] == 0
+    for _ in range(8):  # of 2.25 s each
+        now += 2.25
+        history.add(PASS)
+    recent = history.recent()
+    assert recent["passes"] == 5 and recent["seconds"] == 5 * 2.25
+    assert recent["tokens_per_second"] == pytest.approx(7 / 2.25)
+    assert recent["tokens_per_pass"] == 7
+    assert recent["link_gbps"] == pytest.approx(5 / 2.25)
+    assert recent["stall_seconds"] == {"copy": 5.0, "draft": 1.25, "host": 0.625}
+    now += 5
+    assert history.recent()["tokens_per_second"] < recent["tokens_per_second"] / 1.3
+    now += 5.1
+    assert history.recent()["passes"] == 0 and history.recent()["tokens_per_second"] == 0
+    assert history.sums.passes == 8
+
+
+async def test_a_watch_sends_the_status_until_the_server_stops(make_app: MakeApp) -> None:
+    app = make_app()
+    async with (
+        serving(app) as url,
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("GET", "/v1/status?watch") as stream,
+    ):
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        data = (line[6:] async for line in stream.aiter_lines() if line.startswith("data: "))
+        assert json.loads(await anext(data))["state"] == "running"
+        app.shared.in_flight.stop()
+        assert [json.loads(line)["state"] async for line in data] == ["stopping"]
+
+
+async def test_a_watch_that_its_client_leaves_ends(make_app: MakeApp) -> None:
+    app = make_app()
+    async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("GET", "/v1/status?watch") as stream:
+            await anext(stream.aiter_lines())
+        async with asyncio.timeout(10):
+            await app.shared.in_flight.all_ended(10)
+
+
+@pytest.mark.parametrize("query", ["?watch=0", "?watch=false", ""])
+async def test_without_a_watch_there_is_one_answer(client: httpx.AsyncClient, query: str) -> None:
+    assert (await client.get(f"/v1/status{query}")).json()["object"] == "status"
+    assert (await client.get(f"/status{query}")).json()["object"] == "status"
+
+
+async def test_head_opens_no_stream(client: httpx.AsyncClient) -> None:
+    answer = await client.head("/v1/status?watch")
+    assert answer.headers["content-type"] == "application/json" and answer.content == b""
+
+
+async def test_the_status_needs_the_key(make_app: MakeApp) -> None:
+    async with client_of(make_app(keys=("secret",))) as client:
+        assert error_of(await client.get("/v1/status"), 401)["code"] == "invalid_api_key"
