@@ -68,5 +68,5 @@ def count_nodes(demand: Demand, max_sequences: int) -> int:
 
 def describe_states(num_states: int, num_nodes: int) -> str:
     """Return the numbers of states and of drafted rows as a text."""
-    nodes = f" and {num_nodes} drafted rows" if num_nodes else ""
-    return f"{num_states} states{nodes}"
+    states = "1 state" if num_states == 1 else f"{num_states} states"
+    return f"{states} and {num_nodes} drafted rows" if num_nodes else states
