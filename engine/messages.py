@@ -204,6 +204,7 @@ class ModelInfo:
     plan: str  # one line that says where the weights are
     num_pages: int = 0  # of the KV pool
     link_gbps: float = 0.0  # measured bandwidth of the link, 1e9 bytes per second; 0: no link
+    link_bits: float = 0.0  # of one weight on the link; 0: no link
     draft_methods: tuple[str, ...] = ()  # methods that a request may name, besides "auto"
     draft_method: str = NO_DRAFT  # the one that was chosen, or that the model's file names
     sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json

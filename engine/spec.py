@@ -70,6 +70,7 @@ class StreamSpec:
     resident: int | None = None  # number of layers that stay on the device
     slots: int | None = None  # number of slots of the ring
     packed: bool | None = None  # whether weights that are stored packed travel so; None: the faster
+    coding: Literal["auto", "none"] = "auto"  # whether weights travel in a lossless code
     simulate_gbps: float | None = None  # on a CPU: bandwidth of a simulated link
     recheck_hours: float = 24.0  # interval at which each file of the disk tier is checked; 0: never
 

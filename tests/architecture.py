@@ -109,6 +109,8 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
 # (module, name of a drafting method that it may write as a string, reason)
 METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("engine.messages", "none", "the value of a request without a draft"),
+    ("engine.spec", "none", "a value of `stream.coding`"),
+    ("server.config.model_file", "none", "a value of `stream.coding`"),
     ("engine.messages", "prediction", "a source of tokens that answers name"),
     ("engine.process.admission", "prediction", "a field of a request"),
     ("server.chat.received", "prediction", "a field of a request"),

@@ -49,6 +49,10 @@ class Machine:
     draft: StepTimes = field(default_factory=StepTimes)
     # Seconds in which packed weights expand to one dense byte, by the packing's suffix.
     expanding: Mapping[str, float] = field(default_factory=dict)
+    # Bytes of plain weights that the device decodes in a second, 1e9: of weights that are coded by
+    # 4-bit copies (True), and of others (False). Empty if it decodes none.
+    decoding_gbps: Mapping[bool, float] = field(default_factory=dict)
+    disk_source: str = "assumed"  # of `disk_gbps`
 
     @property
     def device_speed(self) -> DeviceSpeed:

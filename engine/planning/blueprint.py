@@ -1,6 +1,6 @@
 """A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from engine.model.resident import expanded_bytes
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
+from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
-from engine.weights.experts import EXPERTS_LAST, chosen_experts
+from engine.weights.experts import EXPERTS_LAST, chosen_experts, has_experts
 from engine.weights.family import kv_shape, read_config, text_config
+from engine.weights.formats import int4
+from engine.weights.formats.linear import best_kernel, matrix_shapes
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
+from engine.weights.layout import Field, UnitLayout, join_layouts
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits
 from engine.weights.packing import dense_bytes, expanded_by_packing
@@ -106,11 +110,12 @@ class Blueprint:
             part_bytes=PART_BYTES,
         )
 
-    def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
+    def demand(self, needs: DraftNeeds, *, packed: bool, coded: bool = False) -> Demand:
         """Return the memory that the target and a draft with these needs take without any limit.
 
         Args:
             packed: whether tensors that are stored packed stay so.
+            coded: whether weights travel in a lossless code.
         """
         config, shape, outline = self.config, kv_shape(self.config), self.outlines[packed]
         tables = [table.weight.shape for table in token_tables(self.model)]
@@ -119,6 +124,7 @@ class Blueprint:
         nodes = self.recurrent.values() if needs.substitute_bytes else ()
         return Demand(
             unit_bytes=[layout.nbytes for layout in outline.layouts],
+            coded_bytes=self._coded_bytes(outline, needs) if coded else (),
             layers=outline.layers,
             expanded_bytes=expanded_bytes(UnreadUnits(outline), outline.layers, self.dtype),
             other_device_bytes=sum(sizes) - embedding,
@@ -141,7 +147,7 @@ class Blueprint:
             embedding_bytes=embedding,
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
-            active_share=active_share(config),
+            active_share=active_share(config, outline.layouts),
             state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
             stash_bytes=needs.scratch_rows
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
@@ -155,13 +161,31 @@ class Blueprint:
             is_latent=shape.is_latent,
         )
 
+    def _coded_bytes(self, outline: Outline, needs: DraftNeeds) -> list[int]:
+        """Return the expected bytes of each unit as it travels in a lossless code.
+
+        Weights are coded by their int4 copies, or else by themselves.
+        """
+        group, device = self.spec.draft.group, self.torch_device
+        first = join_layouts(outline.layouts, outline.layers)[0]
+        kernel = best_kernel(matrix_shapes(first), group, device)
+
+        def has_copy(field: Field) -> bool:
+            if not needs.substitute_bytes or kernel != "int4" or len(field.shape) != 2:
+                return False
+            out_features, in_features = field.shape
+            return int4.supports(in_features, out_features, group, device)
+
+        return [expected_bytes(layout, has_copy) for layout in outline.layouts]
+
     def compiles(self, *, has_own_memory: bool) -> bool:
         """Return whether code for the CPU is compiled to serve the model on such a device.
 
         It expands packed weights, also while they are read for a device with memory of its own, and
-        computes the attention of strict numerics on a CPU.
+        on a CPU computes the attention of strict numerics and decodes weights.
         """
-        return bool(self.expansions) or (self.strict and not has_own_memory)
+        decodes = self.dtype == torch.bfloat16 and self.spec.stream.coding == "auto"
+        return bool(self.expansions) or (not has_own_memory and (self.strict or decodes))
 
     def _is_ordered(self) -> bool:
         """Return whether the device computes attention in the order of positions."""
@@ -219,10 +243,12 @@ def _has_caps_or_sinks(model: nn.Module, config: Any) -> bool:
     return is_capped or any(name.endswith(".sinks") for name in names)
 
 
-def active_share(config: Any) -> float:
+def active_share(config: Any, units: Sequence[UnitLayout]) -> float:
     """Return the share of the weights that one token uses.
 
     For a mixture of experts it is the share of the experts, which are nearly all of the weights.
     """
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return (chosen_experts(config)[1] or experts) / experts if experts else 1.0
+    if not has_experts(config, units):
+        return 1.0
+    experts: int = getattr(config, "num_local_experts", None) or config.num_experts
+    return (chosen_experts(config)[1] or experts) / experts

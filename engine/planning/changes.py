@@ -28,7 +28,7 @@ def changes(
     spec: ModelSpec, machine: Machine, plan: Plan, demand: Demand, method: str
 ) -> Iterator[Change]:
     """Yield the changes worth trying, given the present plan and drafting method."""
-    units = zip(demand.unit_bytes, plan.tiers, strict=True)
+    units = zip(demand.link_bytes, plan.tiers, strict=True)
     away = [nbytes for nbytes, tier in units if tier != "resident"]
     if away:
         yield _more_device(spec, machine)

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
 
 from engine.drafting.method import DraftNeeds, MethodFacts, PlanContext, candidates, facts_of
 from engine.drafting.tree import Bounds
@@ -24,6 +27,10 @@ from engine.weights.stored_format import packings
 
 log = logging.getLogger(__name__)
 
+# Weights are coded for at least this gain in speed: forecasts are not exact, and coding takes time
+# at the first start.
+LEAST_GAIN = 1.05
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -37,6 +44,8 @@ class Scheme:
     packed: bool  # whether weights that are stored packed travel so, and are expanded in each pass
     titles: tuple[str, ...] = ()  # of the packed forms that the model's weights have
     why: str = ""  # the reason for the form, if there are packed weights
+    coded: bool = False  # whether weights travel in a lossless code
+    plain: Forecast | None = None  # the forecast for plain weights, if they could be coded
 
     @property
     def form(self) -> str:
@@ -55,6 +64,24 @@ class Scheme:
         expanding = f"expanding takes {self.forecast.expand_seconds * 1e3:.0f} ms a pass"
         return f"weights {how}, {self.why}; {expanding}"
 
+    @property
+    def coding(self) -> str:
+        """Return a text for the log that says how coded weights travel; "" if they are plain."""
+        if not self.coded:
+            return ""
+        units = list(zip(self.demand.link_bytes, self.demand.unit_bytes, strict=True))
+        away = [own for own, tier in zip(units, self.plan.tiers, strict=True) if tier != "resident"]
+        coded, plain = (sum(own[form] for own in away) for form in (0, 1))
+        why = "because plain ones do not fit"
+        if self.plain is not None:
+            speeds = self.forecast.tokens_per_second, self.plain.tokens_per_second
+            why = f"because the forecast is {speeds[0]:.2g} instead of {speeds[1]:.2g} tokens/s"
+        return (
+            f"weights travel in a lossless code, about {coded / 1e9:.2f} instead of "
+            f"{plain / 1e9:.2f} GB a pass, {why}; decoding takes "
+            f"{self.forecast.decode_seconds * 1e3:.0f} ms a pass"
+        )
+
 
 def make_scheme(
     method: str, spec: ModelSpec, blueprint: Blueprint, machine: Machine, users: int
@@ -71,15 +98,20 @@ def make_scheme(
     titles = tuple(packings()[suffix].title for suffix in sorted(blueprint.expansions))
     forms, why = _forms(spec, blueprint)
 
-    def scheme_of(packed: bool) -> Scheme:
-        demand = blueprint.demand(_needs(facts, spec, blueprint, packed), packed=packed)
+    def scheme_in(packed: bool, coded: bool) -> Scheme:
+        needs = _needs(facts, spec, blueprint, packed)
+        demand = blueprint.demand(needs, packed=packed, coded=coded)
         schemes = []
         for plan in _plans(spec, demand, machine.memory):
             times = complete_times(machine, demand, plan)
             forecast = make_forecast(plan, demand, facts, times, users)
-            one = Scheme(plan, demand, method, facts.bounds, forecast, packed, titles, why)
+            one = Scheme(plan, demand, method, facts.bounds, forecast, packed, titles, why, coded)
             schemes.append(one)
         return min(schemes, key=lambda one: one.forecast.request_seconds)
+
+    def scheme_of(packed: bool) -> Scheme:
+        may_code = not packed and _may_code(spec, blueprint, machine)
+        return _shorter(partial(scheme_in, packed)) if may_code else scheme_in(packed, False)
 
     made: list[Scheme] = []
     refusals: list[ModelError] = []
@@ -130,6 +162,38 @@ def _forms(spec: ModelSpec, blueprint: Blueprint) -> tuple[tuple[bool, ...], str
     if spec.stream.packed is not None:
         return (spec.stream.packed,), "as stream.packed says"
     return (True, False), ""
+
+
+def _may_code(spec: ModelSpec, blueprint: Blueprint, machine: Machine) -> bool:
+    """Return whether weights may travel in a lossless code, which only bfloat16 has."""
+    wanted = spec.stream.coding == "auto" and spec.target.quantize is None
+    return wanted and blueprint.dtype == torch.bfloat16 and bool(machine.decoding_gbps)
+
+
+def _shorter(scheme_of: Callable[[bool], Scheme]) -> Scheme:
+    """Return the scheme with coded weights if the forecast is faster by it, else with plain ones.
+
+    Raises `ModelError` if the model fits in neither form.
+
+    Args:
+        scheme_of: makes the scheme with coded weights (True) or plain ones.
+    """
+    coded: Scheme | None = None
+    with suppress(ModelError):
+        coded = scheme_of(True)
+    is_useful = coded is not None and set(coded.plan.tiers) != {"resident"}
+    try:
+        plain = scheme_of(False)
+    except ModelError:
+        if coded is None or not is_useful:
+            raise
+        return coded
+    if coded is None or not is_useful:
+        return plain
+    speeds = [own.forecast.tokens_per_second for own in (coded, plain)]
+    if speeds[0] < LEAST_GAIN * speeds[1]:
+        return plain
+    return replace(coded, plain=plain.forecast)
 
 
 def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, packed: bool) -> DraftNeeds:

@@ -4,7 +4,7 @@ The formulas for activations follow what the decoder, the attention and the samp
 benchmarks/plan_memory.py compares their sum with the memory that a process takes.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from engine.compiled.attention import BLOCK
@@ -18,6 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
+from engine.streaming.cpu_link import CODED_STAGING
 from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
@@ -47,6 +48,8 @@ class Demand:
     kv_bytes_per_token: int  # target and draft together
     draft: DraftNeeds
     context_length: int
+    # Expected bytes of each unit as it travels, if weights travel in a lossless code; else empty.
+    coded_bytes: Sequence[int] = ()
     num_kv_heads: int = 1
     head_dim: int = 0
     tile: int = TILE  # rows that run through a layer at a time
@@ -66,6 +69,28 @@ class Demand:
     is_ordered: bool = False
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
     is_latent: bool = False  # values have no memory of their own: they are a part of the keys
+
+    @property
+    def link_bytes(self) -> Sequence[int]:
+        """Return the bytes of each unit as it travels, and as it is kept in RAM and on disk."""
+        return self.coded_bytes or self.unit_bytes
+
+    def travelling_bytes(self, units: Iterable[int]) -> int:
+        """Return the bytes of units as they travel."""
+        return sum(self.link_bytes[unit] for unit in units)
+
+    def decoding_bytes(self, resident: Set[int]) -> int:
+        """Return the bytes of the buffers from which a CPU decodes the units that are streamed."""
+        streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
+        return CODED_STAGING * max(streamed, default=0)
+
+    @property
+    def coding_bytes(self) -> int:
+        """Return the host memory that coding a unit takes while a model is loaded.
+
+        They are the unit, its code twice, and the decoded weights that are compared with it.
+        """
+        return 3 * max(self.unit_bytes) if self.coded_bytes else 0
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""

@@ -2,10 +2,11 @@
 
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
-that of expanding weights that travel packed. Where the ring holds less than a layer ahead of the
-one that computes, it also includes the part of W / B that computing cannot hide. Times are measured
-or assumed, and how often the target agrees with a draft is assumed. A forecast is made to compare
-plans; `understudy plan` lists its assumptions.
+that of expanding weights that travel packed, and twice that of decoding those that travel coded.
+Where the ring holds less than a layer ahead of the one that computes, it also includes the part of
+W / B that computing cannot hide. Times are measured or assumed, and how often the target agrees
+with a draft is assumed. A forecast is made to compare plans; `understudy plan` lists its
+assumptions.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
 from engine.spec import TILE, Tier
 
+# What decoding costs, in times of what it takes alone: it runs on the cores that also compute, and
+# both slow each other. On two cores a pass lost 1.6 times, and pass and drafting together 2.2.
+DECODING_COST = 2.0
 PROMPT = 1000  # tokens of the prompt for which the time to the first token is forecast
 ANSWER = 500  # tokens of an answer to it
 USERS = 8  # of the forecast for several users
@@ -40,6 +44,7 @@ class Forecast:
     draft_seconds: float  # before that pass
     draft_step_seconds: float  # one step for one user
     expand_seconds: float  # of a pass, in which packed weights are expanded
+    decode_seconds: float = 0.0  # of a pass, in which coded weights are decoded
 
     @property
     def request_seconds(self) -> float:
@@ -70,7 +75,10 @@ def make_forecast(
         machine: with all times filled in (`assumed.complete_times`).
     """
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
-    busy = _Busy(link, expand, exposed_seconds(plan, demand, machine), demand.tile)
+    decode = decode_seconds(plan, demand, machine)
+    busy = _Busy(
+        link, expand + DECODING_COST * decode, exposed_seconds(plan, demand, machine), demand.tile
+    )
     users = min(users, plan.max_sequences)
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
     shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
@@ -89,6 +97,7 @@ def make_forecast(
         draft_seconds=alone.draft_seconds,
         draft_step_seconds=_step(draft, machine, 1),
         expand_seconds=expand,
+        decode_seconds=decode,
     )
 
 
@@ -98,7 +107,7 @@ def link_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
     Units on disk are read ahead only as far as the ring reaches, so the times from RAM and from
     disk are added up.
     """
-    units = zip(plan.tiers, demand.unit_bytes, strict=True)
+    units = zip(plan.tiers, demand.link_bytes, strict=True)
     return sum(_transfer_seconds(tier, nbytes, machine) for tier, nbytes in units)
 
 
@@ -111,7 +120,7 @@ def exposed_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
     for layer in demand.layers:
         away = [unit for unit in layer.parts if plan.tiers[unit] != "resident"]
         for unit in away[plan.slots - 1 :]:
-            seconds += _transfer_seconds(plan.tiers[unit], demand.unit_bytes[unit], machine)
+            seconds += _transfer_seconds(plan.tiers[unit], demand.link_bytes[unit], machine)
     return seconds
 
 
@@ -126,12 +135,21 @@ def expand_seconds(demand: Demand, machine: Machine) -> float:
     return sum(nbytes * machine.expanding[name] for name, nbytes in demand.expansions.items())
 
 
+def decode_seconds(plan: Plan, demand: Demand, machine: Machine) -> float:
+    """Return the seconds that decoding the coded weights of one pass takes."""
+    if not demand.coded_bytes:
+        return 0.0
+    units = zip(plan.tiers, demand.unit_bytes, strict=True)
+    streamed = sum(nbytes for tier, nbytes in units if tier != "resident")
+    return streamed / (machine.decoding_gbps[demand.is_self_drafted] * 1e9)
+
+
 @dataclass(frozen=True)
 class _Busy:
     """The seconds of a pass that do not depend on its rows."""
 
     link: float
-    expand: float
+    expand: float  # in which weights are expanded or decoded
     exposed: float  # of the link, while no other layer computes
     tile: int  # rows that run through a layer at a time
 

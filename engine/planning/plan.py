@@ -210,7 +210,7 @@ class _Planner:
             activation_bytes=activations,
             other_bytes=other,
             embedding_bytes=demand.embedding_bytes,
-            making_bytes=max(demand.draft.making_bytes - later, 0),
+            making_bytes=max(demand.draft.making_bytes - later, demand.coding_bytes - later, 0),
             memory=memory,
         )
         if pages < self.fewest_pages:
@@ -282,7 +282,8 @@ class _Planner:
         return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        return sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
+        buffers = 0 if self.memory.has_own_memory else self.demand.decoding_bytes(resident)
+        return buffers + sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
@@ -325,7 +326,7 @@ class _Planner:
         largest = max(loaded, default=0) if memory.has_own_memory else 0
         loading = largest * num_staging_buffers(largest, len(loaded))
         tiers = self._tiers(plan.tiers, room, loading)
-        units = self._bytes(i for i, tier in enumerate(tiers) if tier == "ram")
+        units = self.demand.travelling_bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.
         staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
         pages = self._host_pages(plan.max_sequences, room - units - staging)
@@ -350,7 +351,7 @@ class _Planner:
         """
         asked = self.spec.stream.tier
         away = {i for i, tier in enumerate(tiers) if tier != "resident"}
-        total = self._bytes(away) + loading
+        total = self.demand.travelling_bytes(away) + loading
         if asked == "ram" and total > room:
             raise DoesNotFit(
                 f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
@@ -367,7 +368,7 @@ class _Planner:
         """Return the units of as many layers as fit, spread evenly among the streamed ones."""
         layers = [layer for layer in self.demand.layers if away >= set(layer.units)]
         spreads = (_spread(layers, count) for count in range(len(layers), 0, -1))
-        return next((chosen for chosen in spreads if self._bytes(chosen) <= room), set())
+        return next((own for own in spreads if self.demand.travelling_bytes(own) <= room), set())
 
     def _host_pages(self, max_sequences: int, room: int) -> int:
         """Return the number of host pages for idle KV: a bounded share of `room` bytes.

@@ -11,11 +11,12 @@ from functools import partial
 
 from engine.compiled.compiler import bytes_to_compile
 from engine.errors import ModelError
-from engine.planning import assumed, probe
+from engine.planning import assumed, link_probe, probe
 from engine.planning.assumed import Machine
 from engine.planning.blueprint import Blueprint
 from engine.planning.changes import changes
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
+from engine.planning.footprint import size_text
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory
 from engine.planning.plan import Memory
@@ -155,21 +156,25 @@ class _Planner:
         passes = probe.pass_times(blueprint, self.device).rows
         draft = measured_draft(blueprint, self.device)
         expanding = probe.expanding_times(blueprint, self.device)
+        measured = link_probe.disk_gbps(blueprint)
+        decoding = link_probe.decoding_gbps(blueprint, self.device)
         compiles = blueprint.compiles(has_own_memory=self.device.has_own_memory)
         memory = available_memory(self.device, compiles=compiles)  # after the measurements
         if asked.ram is not None:
             device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)
         # If the device computes in RAM, weights are streamed from the disk.
-        disk = assumed.DISK_GBPS if memory.has_own_memory else asked.link_gbps or assumed.DISK_GBPS
+        asked_disk = None if memory.has_own_memory else asked.link_gbps
         return Machine(
             memory,
             ram_gbps,
-            disk,
+            asked_disk or measured or assumed.DISK_GBPS,
             device_memory=spec.memory.device or memory.device,
             passes=passes,
             draft=draft,
             expanding=expanding,
+            decoding_gbps=decoding,
+            disk_source="as asked" if asked_disk else "measured" if measured else "assumed",
         )
 
 
@@ -185,6 +190,19 @@ def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
     return tuple(sorted(gains, key=lambda gain: gain.factor, reverse=True))
 
 
+def _coding_texts(scheme: Scheme) -> tuple[str, str]:
+    """Return how coded weights travel, and what that saves."""
+    demand, tiers = scheme.demand, scheme.plan.tiers
+    units = list(zip(demand.link_bytes, demand.unit_bytes, tiers, strict=True))
+    bits = 8 * demand.item_bytes * sum(demand.link_bytes) / sum(demand.unit_bytes)
+    saved = {
+        place: sum(plain - own for own, plain, tier in units if tier in held)
+        for place, held in (("link", ("ram", "disk")), ("RAM", ("ram",)), ("disk", ("disk",)))
+    }
+    texts = [f"{size_text(nbytes)} less {place}" for place, nbytes in saved.items() if nbytes]
+    return f"{bits:.1f} bits", f"lossless code: {', '.join(texts)}"
+
+
 def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
@@ -195,13 +213,17 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     if scheme.packed and (expanding := forecast.expand_seconds):
         source = "measured on some rows" if machine.expanding else "assumed"
         yield Assumption("expanding", f"{expanding * 1e3:.0f} ms a pass", source)
+    if scheme.coded:
+        yield Assumption("weights", *_coding_texts(scheme))
+        gbps = machine.decoding_gbps[scheme.demand.is_self_drafted]
+        needed = size_text(sum(scheme.demand.link_bytes))
+        yield Assumption("disk space", needed, "in the cache, beside the checkpoint")
+        yield Assumption("decoding", f"{gbps:.3g} GB/s", "measured on one weight")
     if "ram" in scheme.plan.tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
         yield Assumption("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source)
     if "disk" in scheme.plan.tiers:
-        is_asked = asked.link_gbps and not machine.memory.has_own_memory
-        source = "as asked" if is_asked else "assumed"
-        yield Assumption("disk", f"{machine.disk_gbps:g} GB/s", source)
+        yield Assumption("disk", f"{machine.disk_gbps:.3g} GB/s", machine.disk_source)
     if (timed := machine.passes.expect(TILE)) is not None:
         figure = f"{timed * 1e3:.0f} ms"
         yield Assumption(f"compute of {TILE} rows", figure, "measured on one layer")

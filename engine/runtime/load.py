@@ -23,7 +23,7 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
 from engine.model.decoder import Decoder
-from engine.planning import probe
+from engine.planning import link_probe, probe
 from engine.planning.assumed import DISK_GBPS, Machine
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.forecast import USERS
@@ -36,6 +36,7 @@ from engine.sampling.grammar.grammar import Grammars
 from engine.sampling.thinking import ThinkingRule, ThinkingState
 from engine.sequences.sequence import Limits
 from engine.spec import TILE, ModelSpec
+from engine.streaming.coded import DecodedUnits
 from engine.streaming.device import Device
 from engine.streaming.packed import PackedUnits
 from engine.streaming.recheck import Rechecks
@@ -127,7 +128,7 @@ def _load_as_planned(
 ) -> Loaded:
     """Load the weights and the draft, and allocate the KV cache."""
     spec, plan = files.spec, scheme.plan
-    files.choose_form(packed=scheme.packed)
+    files.choose_form(packed=scheme.packed, coded=scheme.coded)
     reader = files.make_reader(plan)
     check_free(plan)
     stream = files.make_stream(plan, reader)
@@ -136,9 +137,13 @@ def _load_as_planned(
         decoder = files.make_decoder(stream, on_pass_progress)
         cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
-        tile = reference_hash(decoder, stream, cache)
         layers = WholeLayers(reader, files.units.layers)
         draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache, plan.num_nodes))
+        if scheme.coded:  # by the 4-bit copies of the draft
+            copies = draft.copies if isinstance(draft, DraftModel) else None
+            reader = files.make_coded_reader(copies)
+            stream.start(reader, files.progress)
+        tile = reference_hash(decoder, stream, cache)
         link_gbps = stream.measure_link()
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)
@@ -146,7 +151,7 @@ def _load_as_planned(
     limits = _make_limits(files, plan, decoder)
     return Loaded(
         info=replace(
-            files.model_info(scheme, link_gbps, tile),
+            files.model_info(scheme, link_gbps, files.link_bits(plan, reader), tile),
             draft_methods=drafting.methods,
             draft_method=scheme.method,
         ),
@@ -185,13 +190,15 @@ def _log_choice(spec: ModelSpec, scheme: Scheme) -> None:
     draft = f"{scheme.method} ({values})" if values else scheme.method
     log.debug("%s: %s", spec.id, scheme.plan)  # the front end logs it when the model is loaded
     log.info("%s: draft %s, %s", spec.id, draft, why)
-    if scheme.form:
-        log.info("%s: %s", spec.id, scheme.form)
+    for form in (scheme.form, scheme.coding):
+        if form:
+            log.info("%s: %s", spec.id, form)
 
 
 def _make_rechecks(spec: ModelSpec, plan: Plan, reader: UnitReader) -> Rechecks:
     """Return the checksum checks, in idle time, of units that each pass reads from the disk."""
-    packed = reader if isinstance(reader, PackedUnits) else None
+    own = reader.coded if isinstance(reader, DecodedUnits) else reader
+    packed = own if isinstance(own, PackedUnits) else None
     indices = [index for index, tier in enumerate(plan.tiers) if tier == "disk"]
     return Rechecks(packed, indices, 3600 * spec.stream.recheck_hours)
 
@@ -200,7 +207,7 @@ def _expected_pass_times(
     files: TargetFiles, measured: probe.MeasuredPass, scheme: Scheme, link_gbps: float
 ) -> PassTimes:
     """Return the expected pass times by number of rows, from measurements where there are any."""
-    units = zip(scheme.demand.unit_bytes, scheme.plan.tiers, strict=True)
+    units = zip(scheme.demand.link_bytes, scheme.plan.tiers, strict=True)
     travelling = [nbytes for nbytes, tier in units if tier != "resident"]
     travels = sum(travelling)
     passes = PassTimes(
@@ -209,7 +216,7 @@ def _expected_pass_times(
         pair_seconds=measured.pair_seconds,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
-    expand_seconds = scheme.forecast.expand_seconds
+    expand_seconds = scheme.forecast.expand_seconds + scheme.forecast.decode_seconds
     for rows in probe.ROWS:
         seconds = measured.rows.expect(rows)
         if seconds is not None:
@@ -247,10 +254,20 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     if ram_gbps is None:
         ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     expanding = probe.expanding_times(files, files.device)
+    disk = link_probe.disk_gbps(files) or DISK_GBPS
+    decoding = link_probe.decoding_gbps(files, files.device)
     compiles = files.compiles(has_own_memory=files.device.has_own_memory)
     # After the measurements, whose memory it gives back.
     memory = available_memory(files.device, compiles=compiles)
-    machine = Machine(memory, ram_gbps, DISK_GBPS, passes=passes, draft=draft, expanding=expanding)
+    machine = Machine(
+        memory,
+        ram_gbps,
+        disk,
+        passes=passes,
+        draft=draft,
+        expanding=expanding,
+        decoding_gbps=decoding,
+    )
 
     def prepare_scheme(name: str) -> Scheme:
         prepared[name] = prepare(

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from engine import __version__
+from engine.drafting.model.substitutes import WeightCopies
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE, PagePool
@@ -24,6 +25,7 @@ from engine.planning.choice import Scheme
 from engine.planning.plan import Plan
 from engine.recurrent.states import StatePool
 from engine.spec import ModelSpec, Numerics
+from engine.streaming.coded import CodedUnits, Copies, DecodedUnits
 from engine.streaming.device import choose_device
 from engine.streaming.packed_cache import open_or_pack
 from engine.streaming.ring import LayerStream
@@ -37,7 +39,8 @@ from engine.weights.generation_config import (
     token_ids,
 )
 from engine.weights.hub import identity_of, resolve, text_digest
-from engine.weights.layout import UnitReader
+from engine.weights.layout import UnitReader, layers_of_units
+from engine.weights.packing import dense_bytes
 from engine.weights.precision import stored_dtype
 
 log = logging.getLogger(__name__)
@@ -69,7 +72,7 @@ class TargetFiles(Blueprint):
             )
         self.outlines = {True: self.units.outline, False: self.units.expanded().outline}
         self.expanded_when_read = self.units.expanded_when_read
-        self._packed = True
+        self._packed, self._coded = True, False
         self.tensors = self.units.other_tensors()
 
     @property
@@ -105,9 +108,14 @@ class TargetFiles(Blueprint):
         path, own = self.folder / TOKENIZER_CONFIG, self.tokenizer.eos_token_id
         return found | token_ids(path, "eos_token", own, self.vocab_size)
 
-    def choose_form(self, *, packed: bool) -> None:
-        """Choose whether tensors that are stored packed stay so or are expanded when read."""
-        self._packed = packed
+    def choose_form(self, *, packed: bool, coded: bool) -> None:
+        """Choose the form in which weights travel.
+
+        Args:
+            packed: whether tensors that are stored packed stay so, or are expanded when read.
+            coded: whether weights travel in a lossless code.
+        """
+        self._packed, self._coded = packed, coded
         if not packed:
             self.units = self.units.expanded()
 
@@ -115,8 +123,11 @@ class TargetFiles(Blueprint):
         """Return the reader of the units, after `choose_form`.
 
         If the plan has units on disk, or the target is quantized, the units are read from the cache
-        of packed models, and packed first if they are not there.
+        of packed models, and packed first if they are not there. Units that travel coded are
+        packed later (`make_coded_reader`), so that here they are read from the checkpoint.
         """
+        if self._coded:
+            return self.units
         if "disk" in plan.tiers or self.spec.target.quantize is not None:
             limit, key = self.spec.memory.cache, self.identity
             if self._packed and self.spec.target.quantize is None:
@@ -125,6 +136,24 @@ class TargetFiles(Blueprint):
                 )
             return open_or_pack(self.units, self.spec.id, key, limit, self.progress)
         return self.units
+
+    def make_coded_reader(self, copies: WeightCopies | None) -> DecodedUnits:
+        """Return the reader of coded units from the cache, and pack them first if it lacks them.
+
+        Args:
+            copies: the 4-bit copies of the draft, by which weights are coded; None: there are none.
+        """
+        layers = self.units.layers
+        coded = CodedUnits(self.units, layers, None if copies is None else copies.packed)
+        key, limit = f"{self.identity}\n{coded.identity}", self.spec.memory.cache
+        packed = open_or_pack(coded, self.spec.id, key, limit, self.progress)
+
+        layer_of = layers_of_units(layers)
+
+        def find(index: int) -> Copies:
+            return {} if copies is None else copies.by_layer[layer_of[index]]
+
+        return DecodedUnits(packed, self.units.layouts, find)
 
     def make_stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
         """Return the weight stream over the units of `reader`."""
@@ -135,6 +164,7 @@ class TargetFiles(Blueprint):
             slots=max(plan.slots, 1),  # without streamed units no slot is allocated
             layers=self.units.layers,
             progress=self.progress,
+            starts_later=self._coded,
         )
 
     def make_decoder(self, stream: LayerStream, on_pass_progress: Callable[[], None]) -> Decoder:
@@ -179,10 +209,24 @@ class TargetFiles(Blueprint):
             states=states,
         )
 
-    def model_info(self, scheme: Scheme, link_gbps: float, tile: str) -> ModelInfo:
+    def link_bits(self, plan: Plan, reader: UnitReader) -> float:
+        """Return the bits in which one weight of the streamed units travels; 0 if there are none.
+
+        Args:
+            reader: from which they are streamed.
+        """
+        streamed = [unit for unit, tier in enumerate(plan.tiers) if tier != "resident"]
+        dense = sum(dense_bytes(self.units.layouts[unit], self.dtype) for unit in streamed)
+        travelling = sum(reader.layouts[unit].nbytes for unit in streamed)
+        return 8 * self.dtype.itemsize * travelling / dense if dense else 0.0
+
+    def model_info(
+        self, scheme: Scheme, link_gbps: float, link_bits: float, tile: str
+    ) -> ModelInfo:
         """Return what the front end needs to know of the loaded model.
 
         Args:
+            link_bits: what `link_bits` returned.
             tile: what `reference_hash` returned.
         """
         plan = scheme.plan
@@ -192,7 +236,7 @@ class TargetFiles(Blueprint):
         # The hash of a tile differs too, unless all its values are rounded to the same bits.
         is_ordered = self.strict and is_ordered_on(self.device.torch_device)
         parts = [files, numerics, versions, self.device.arithmetic, is_ordered, tile]
-        forms = [form for form in (self.expanded_when_read, scheme.form) if form]
+        forms = [own for own in (self.expanded_when_read, scheme.form, scheme.coding) if own]
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
@@ -208,6 +252,7 @@ class TargetFiles(Blueprint):
             tiers=tuple(sorted(Counter(plan.tiers).items())),
             num_pages=plan.num_pages,
             link_gbps=link_gbps,
+            link_bits=link_bits,
             sampling=self.generation.sampling,
         )
 

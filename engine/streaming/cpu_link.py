@@ -3,9 +3,12 @@
 A copy from RAM may be slowed down to a simulated bandwidth.
 """
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -17,9 +20,13 @@ from engine.streaming.pinned import HostBuffer, allocate_pages, copy_bytes
 from engine.streaming.workers import JobBatch, Workers
 from engine.weights.layout import UnitReader
 
+CODED_STAGING = 2  # buffers for coded units: one is filled while the other is decoded
+
 
 class CpuDevice(Device):
     """The CPU. `simulate_gbps` is the bandwidth of a simulated link between RAM and slots."""
+
+    can_decode = True
 
     def __init__(
         self, torch_device: torch.device | None = None, simulate_gbps: float | None = None
@@ -42,7 +49,7 @@ class CpuDevice(Device):
         staged: Sequence[int],
         num_copiers: int,
     ) -> "CpuLink":
-        return CpuLink(reader, meters, num_readers, self._simulate_gbps)
+        return CpuLink(reader, meters, num_readers, staged, self._simulate_gbps)
 
 
 def open_device(device: torch.device) -> CpuDevice:
@@ -51,10 +58,19 @@ def open_device(device: torch.device) -> CpuDevice:
 
 
 class CpuLink:
-    """A link whose threads read into slots directly; one more thread copies from RAM, in order."""
+    """A link whose threads read into slots directly; one more thread copies from RAM, in order.
+
+    Coded units are read into staging buffers. The thread that ends the last read decodes the unit
+    into its slot, while the others read the next one.
+    """
 
     def __init__(
-        self, reader: UnitReader, meters: Meters, num_readers: int, simulate_gbps: float | None
+        self,
+        reader: UnitReader,
+        meters: Meters,
+        num_readers: int,
+        staged: Sequence[int],
+        simulate_gbps: float | None,
     ) -> None:
         self._reader = reader
         self._meters = meters
@@ -63,6 +79,10 @@ class CpuLink:
         )
         self._readers = Workers("weights-read", num_readers)
         self._copier = Workers("weights-copy", 1)
+        coded = [reader.layouts[unit].nbytes for unit in staged if reader.is_coded(unit)]
+        self._staging: SimpleQueue[Tensor] = SimpleQueue()
+        for _ in range(CODED_STAGING if coded else 0):
+            self._staging.put(allocate_pages(max(coded)))
 
     def slot(self, nbytes: int) -> "CpuSlot":
         """Allocate a slot. Raises `ModelError` if the system refuses the memory."""
@@ -71,6 +91,15 @@ class CpuLink:
     def host_buffer(self, unit: int) -> tuple[HostBuffer, Arrival]:
         buffer = HostBuffer(self._nbytes(unit))
         return buffer, self.read(unit, buffer.memory)
+
+    def read_slot(self, unit: int, memory: Tensor) -> JobBatch:
+        """Start to fill a slot from the reader, and to decode the unit if it is coded."""
+        if not self._reader.is_coded(unit):
+            return self.read(unit, memory)
+        pieces = self._reader.pieces(unit)
+        load = _CodedLoad(self._reader, unit, memory, len(pieces))
+        context = self._stage(load, self._nbytes(unit))
+        return self._readers.submit(*(partial(load.read, own) for own in pieces), context=context)
 
     def read(self, unit: int, memory: Tensor) -> JobBatch:
         """Start to fill `memory` from the reader, in pieces that threads take in order."""
@@ -81,9 +110,12 @@ class CpuLink:
         )
 
     def send(self, unit: int, source: Tensor, memory: Tensor) -> JobBatch:
-        """Start to copy a unit from `source` to `memory`, no faster than the simulated link."""
+        """Start to copy or decode a unit from `source` to a slot, no faster than the link."""
         nbytes, meter = self._nbytes(unit), self._meters.ram
-        copy = partial(copy_bytes, memory[:nbytes], source[:nbytes])
+        if self._reader.is_coded(unit):
+            copy = partial(self._reader.decode, unit, source[:nbytes], memory)
+        else:
+            copy = partial(copy_bytes, memory[:nbytes], source[:nbytes])
         if self._simulated is None:
             return self._copier.submit(copy, context=meter.time_transfer(nbytes))
         return self._copier.submit(partial(self._simulated.carry, nbytes, meter.clock(), copy))
@@ -92,8 +124,44 @@ class CpuLink:
         self._readers.close()
         self._copier.close()
 
+    @contextmanager
+    def _stage(self, load: "_CodedLoad", nbytes: int) -> Iterator[None]:
+        """Enter a block that reads `nbytes` into a staging buffer, and decodes them."""
+        staging = self._staging.get()
+        load.begin(staging)
+        try:
+            with self._meters.disk.time_transfer(nbytes):
+                yield
+        finally:
+            self._staging.put(staging)
+
     def _nbytes(self, unit: int) -> int:
         return self._reader.layouts[unit].nbytes
+
+
+class _CodedLoad:
+    """A coded unit on its way into a slot, through a staging buffer."""
+
+    def __init__(self, reader: UnitReader, unit: int, slot: Tensor, num_pieces: int) -> None:
+        self._staging: Tensor
+        self._reader = reader
+        self._unit = unit
+        self._slot = slot
+        self._lock = threading.Lock()
+        self._left = num_pieces  # pieces that have not arrived
+
+    def begin(self, staging: Tensor) -> None:
+        """Let the unit be read into this buffer."""
+        self._staging = staging
+
+    def read(self, piece: range) -> None:
+        """Read a piece. Decode the unit after the last one."""
+        self._reader.read_piece(self._unit, piece, self._staging[piece.start : piece.stop])
+        with self._lock:
+            self._left -= 1
+            is_complete = self._left == 0
+        if is_complete:
+            self._reader.decode(self._unit, self._staging, self._slot)
 
 
 class CpuSlot:
@@ -107,7 +175,7 @@ class CpuSlot:
         self._link = link
 
     def read(self, unit: int) -> Arrival:
-        return self._link.read(unit, self.memory)
+        return self._link.read_slot(unit, self.memory)
 
     def send(self, unit: int, buffer: HostBuffer) -> Arrival:
         return self._link.send(unit, buffer.memory, self.memory)

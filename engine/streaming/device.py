@@ -52,6 +52,8 @@ class Device:
 
     # Whether calls only launch work, so that the host waits when it reads a result.
     is_asynchronous = False
+    # Whether its link decodes coded units into slots (`UnitReader.decode`).
+    can_decode = False
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device

@@ -170,13 +170,44 @@ def direct_is_faster(files: Sequence[UnitFile]) -> bool:
     return directly >= MIN_DIRECT_SPEED * cached
 
 
+def read_gbps(file: UnitFile) -> float:
+    """Return the speed of reading some pieces of a file by all threads, in 1e9 bytes a second.
+
+    It is that of the page cache if the file is there, else that of the disk.
+    """
+    pieces = split_pieces(file.nbytes)
+    count = min(READERS * TRIAL_PIECES, len(pieces))
+    places = [(file, pieces[number * len(pieces) // count]) for number in range(count)]
+    memory = torch.frombuffer(mmap.mmap(-1, READERS * PIECE_BYTES), dtype=torch.uint8)
+    memory.fill_(1)  # the first touch of a page is not part of reading
+    is_cached = file.is_cached()
+    with closing(Workers("weights-trial", READERS)) as workers:
+        return _trial(
+            places,
+            memory,
+            workers,
+            direct=not is_cached and file.open_direct(),
+            evicts=not is_cached,
+        )
+
+
 def _trial(
-    places: Sequence[tuple[UnitFile, range]], memory: Tensor, workers: Workers, *, direct: bool
+    places: Sequence[tuple[UnitFile, range]],
+    memory: Tensor,
+    workers: Workers,
+    *,
+    direct: bool,
+    evicts: bool = True,
 ) -> float:
-    """Return the speed, in GB/s, of reading these pieces of files by all threads together."""
+    """Return the speed, in GB/s, of reading these pieces of files by all threads together.
+
+    Args:
+        evicts: whether the pieces are dropped from the page cache before.
+    """
     jobs: list[Callable[[], None]] = []
     for number, (file, piece) in enumerate(places):
-        file.evict(piece)
+        if evicts:
+            file.evict(piece)
         part = memory[number % READERS * PIECE_BYTES :][: len(piece)]
         jobs.append(partial(file.read, part, piece.start, direct=direct))
     (seconds,) = time_runs(lambda: workers.submit(*jobs).result(), 1)

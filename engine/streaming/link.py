@@ -113,7 +113,11 @@ class Slot(Protocol):
     memory: Tensor  # uint8 on the device
 
     def read(self, unit: int) -> Arrival:
-        """Start to fill the slot with a unit from the reader."""
+        """Start to fill the slot with a unit from the reader.
+
+        Here and in `send`, a unit that the reader calls coded is decoded into the slot. Only
+        devices whose `can_decode` is true are given such units.
+        """
 
     def send(self, unit: int, buffer: HostBuffer) -> Arrival:
         """Start to fill the slot with a unit from the RAM in `buffer`."""

@@ -10,6 +10,7 @@ cache's folder can change the weights, as it can in the checkpoint itself.
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import mmap
@@ -79,7 +80,7 @@ class PackedUnits(UnitReader):
             self.key, self.layouts, self._checksums = _parse_index(self._index)
             if key is not None and self.key != key:
                 raise ModelError(f"{folder / INDEX}: packed for another model or version")
-            if source is not None and list(source.layouts) != list(self.layouts):
+            if source is not None and not source.has_units(self.layouts):
                 raise ModelError(f"{folder / INDEX}: packed from a model with other units")
             self._verified = [[False] * len(sums) for sums in self._checksums]
             for unit in range(len(self.layouts)):
@@ -153,6 +154,11 @@ class PackedUnits(UnitReader):
                 self._pack_again(index, damage)
         return True
 
+    @property
+    def digest(self) -> str:
+        """Return a hash of the checksums of all units: other bytes have another one."""
+        return hashlib.sha256(json.dumps(self._checksums).encode()).hexdigest()[:16]
+
     def close(self) -> None:
         """Close the files and release the lock."""
         for file in self._files:
@@ -215,13 +221,13 @@ class PackedUnits(UnitReader):
         assert self._source is not None, "without a source, damage is an error"
         log.warning("%s. The unit is packed again", damage)
         path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
-        buffer = _allocate_pages(nbytes)
+        buffer = _allocate_pages(self._source.layouts[index].nbytes)
         try:
-            self._source.read(index, buffer)
+            layout, made = self._source.make(index, buffer)
         except ModelError as error:
             raise ModelError(f"{damage}, and cannot be packed again: {error}") from error
-        memory = buffer.numpy().data
-        if _checksums(memory, nbytes) != self._checksums[index]:
+        memory = made.numpy().data
+        if layout.nbytes != nbytes or _checksums(memory, nbytes) != self._checksums[index]:
             with suppress(OSError):
                 (self.folder / INDEX).unlink()  # the next start packs everything
             raise ModelError(
@@ -249,13 +255,12 @@ def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -
 
     Raises `ModelError` if the disk is too small or cannot be written, and what the reader raises.
     """
-    total = packed_bytes(reader)
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_stale(folder.parent)
-        _check_space(folder.parent, total)
+        _check_space(folder.parent, reader.stored_bytes)
         with partial_folder(folder) as partial:
-            _write_units(reader, partial, key, total, progress)
+            _write_units(reader, partial, key, progress)
             try:
                 os.rename(partial, folder)
             except OSError:
@@ -267,26 +272,19 @@ def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -
     return PackedUnits(folder, key, reader)
 
 
-def packed_bytes(reader: UnitReader) -> int:
-    """Return the bytes of the files that `pack` writes, without the index."""
-    return sum(layout.nbytes for layout in reader.layouts)
-
-
-def _write_units(
-    reader: UnitReader, partial: Path, key: str, total: int, progress: ReportProgress
-) -> None:
-    """Write all units, `total` bytes, and then the index into the folder `partial`."""
-    buffer = _allocate_pages(max(layout.nbytes for layout in reader.layouts))
+def _write_units(reader: UnitReader, partial: Path, key: str, progress: ReportProgress) -> None:
+    """Write all units, and then the index, into the folder `partial`."""
+    sizes = [layout.nbytes for layout in reader.layouts]
+    buffer = _allocate_pages(max(sizes))
     units: list[dict[str, Any]] = []
     done = 0
-    for index, layout in enumerate(reader.layouts):
-        buffer.zero_()  # the checksum includes the gaps between fields
-        reader.read(index, buffer)
-        memory = buffer.numpy().data[: layout.nbytes]
+    for index, size in enumerate(sizes):
+        layout, made = reader.make(index, buffer)
+        memory = made.numpy().data
         write_file(partial / unit_name(index), memory)
         units.append({**_format_layout(layout), "crc32": _checksums(memory, layout.nbytes)})
-        done += layout.nbytes
-        progress("packing", done, total)
+        done += size
+        progress("packing", done, sum(sizes))
     index_text = json.dumps(
         {
             "version": LAYOUT_VERSION,

@@ -23,7 +23,7 @@ from engine.cache_files import (
 )
 from engine.errors import ModelError
 from engine.messages import ReportProgress
-from engine.streaming.packed import LAYOUT_VERSION, PackedUnits, pack, packed_bytes
+from engine.streaming.packed import LAYOUT_VERSION, PackedUnits, pack
 from engine.weights.layout import UnitReader
 from engine.weights.shards import has_files
 
@@ -60,7 +60,7 @@ def open_or_pack(
     found = _open(folder, key, reader)
     if found is not None:
         return found
-    _make_room(folder.parent, model, packed_bytes(reader), limit)
+    _make_room(folder.parent, model, reader.stored_bytes, limit)
     return pack(reader, folder, key, progress)
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import torch
@@ -67,3 +67,15 @@ class HostBuffer:
         if self._unpin is not None:
             self._unpin()
             self._unpin = None
+
+
+def unpin_for_staging(buffers: Collection[HostBuffer]) -> bool:
+    """Return whether some of these buffers could not be pinned.
+
+    If so, unpin another one, so that staging buffers can be pinned.
+    """
+    pinned = [buffer for buffer in buffers if buffer.is_pinned]
+    refused = len(pinned) < len(buffers)
+    if refused and pinned:
+        pinned[-1].unpin()
+    return refused

@@ -28,7 +28,7 @@ from engine.streaming.disk import READERS
 from engine.streaming.idle import IdleTimes
 from engine.streaming.link import Arrival, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, spare_seconds
-from engine.streaming.pinned import HostBuffer
+from engine.streaming.pinned import HostBuffer, unpin_for_staging
 from engine.streaming.slots import ring_slots, unit_places
 from engine.weights.layout import LayerUnits, UnitReader
 
@@ -61,6 +61,7 @@ class LayerStream:
         slots: one device slot for the units in use, and one for each unit copied ahead of them.
         layers: the units of each layer; None: no layer has several parts.
         progress: called after each unit that was loaded.
+        starts_later: load only resident units; `start` loads and streams the others.
     """
 
     def __init__(
@@ -72,19 +73,22 @@ class LayerStream:
         slots: int,
         layers: Sequence[LayerUnits] | None = None,
         progress: ReportProgress | None = None,
+        starts_later: bool = False,
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"at least one slot is needed, not {slots}"
-        self._layouts = reader.layouts
+        self._layouts = reader.slot_layouts
+        self._travelling = reader.layouts
         self._tiers = tuple(tiers)
         self._device = device
+        self._slots = slots
         self._ring = [unit for unit, tier in enumerate(tiers) if tier != "resident"]
         self._meters = Meters()
         self._loads: deque[_Load] = deque()
         self._next = 0  # the unit that must be requested next
         self._ahead = 0  # the position, among streamed units, of the load to start next
         self._num_borrowed = 0  # units whose blocks run
-        layers = layers or ()
+        self._layers = layers = layers or ()
         self._places = unit_places(layers, len(tiers))  # each has its own slots
         self._free: dict[int, deque[Slot]] = {place: deque() for place in set(self._places)}
         # For the parts of a layer: how many of them are borrowed before any is given back.
@@ -94,25 +98,45 @@ class LayerStream:
         self._callback_seconds = 0.0
         self._units = 0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by address and unit
+        self._resident: dict[int, Tensor] = {}
+        self._host_buffers: dict[int, HostBuffer] = {}
         with ExitStack() as stack:
-            self._resident, self._host_buffers = self._load_units(reader, stack, progress)
-            staged = self._units_in("disk")
-            if staged:  # after the reads that happen only once
-                reader.prepare(staged)
-            readers = READERS if staged else 0
-            copiers = COPIERS if self._unpin_for_staging() else 0
-            link = device.open_link(
-                reader, self._meters, num_readers=readers, staged=staged, num_copiers=copiers
-            )
-            stack.enter_context(closing(link))
-            sizes = [layout.nbytes for layout in reader.layouts]
-            for place, kind in ring_slots(sizes, layers, set(self._ring), slots).items():
-                needed = sum(self._places[unit] == place for unit in self._ring)
-                self._free[place] += [
-                    link.slot(kind.nbytes) for _ in range(min(kind.count, needed))
-                ]
-            self._fill()
+            loaded: Sequence[Tier] = ("resident",) if starts_later else ("resident", "ram")
+            self._load_units(reader, loaded, stack, progress)
+            if not starts_later:
+                self._start_ring(reader, stack)
             self._opened: ExitStack | None = stack.pop_all()
+
+    def start(self, reader: UnitReader, progress: ReportProgress | None = None) -> None:
+        """Load the units of the ram tier and begin to stream, after a constructor that did not.
+
+        `reader` has the same units as that of the constructor, which may be coded here. Raises
+        `ModelError` as the constructor does.
+        """
+        assert self._opened is not None and not self._loads, "it has begun, or was closed"
+        self._travelling = reader.layouts
+        with ExitStack() as stack:
+            self._load_units(reader, ("ram",), stack, progress)
+            self._start_ring(reader, stack)
+            self._opened.push(stack.pop_all())
+
+    def _start_ring(self, reader: UnitReader, stack: ExitStack) -> None:
+        """Open the link and fill the slots. The stack closes the link."""
+        staged = self._units_in("disk")
+        if staged:  # after the reads that happen only once
+            reader.prepare(staged)
+        readers = READERS if staged else 0
+        copiers = COPIERS if unpin_for_staging(self._host_buffers.values()) else 0
+        link = self._device.open_link(
+            reader, self._meters, num_readers=readers, staged=staged, num_copiers=copiers
+        )
+        stack.enter_context(closing(link))
+        sizes = [layout.nbytes for layout in self._layouts]
+        slots = ring_slots(sizes, self._layers, set(self._ring), self._slots)
+        for place, kind in slots.items():
+            needed = sum(self._places[unit] == place for unit in self._ring)
+            self._free[place] += [link.slot(kind.nbytes) for _ in range(min(kind.count, needed))]
+        self._fill()
 
     @contextmanager
     def unit(self, index: int, on_wait: OnWait | None = None) -> Iterator[dict[str, Tensor]]:
@@ -294,7 +318,7 @@ class LayerStream:
 
     def _transfer_seconds(self, unit: int) -> float:
         """Return the expected seconds of a unit's transfer; 0 before the first transfer."""
-        return self._layouts[unit].nbytes * self._meter(unit).seconds_per_byte
+        return self._travelling[unit].nbytes * self._meter(unit).seconds_per_byte
 
     def _meter(self, unit: int) -> Meter:
         """Return the meter of the link that carries a streamed unit."""
@@ -338,16 +362,18 @@ class LayerStream:
             self._free[self._places[load.unit]].append(load.slot)
 
     def _load_units(
-        self, reader: UnitReader, stack: ExitStack, progress: ReportProgress | None
-    ) -> tuple[dict[int, Tensor], dict[int, HostBuffer]]:
-        """Return the memory of the resident units, and the host buffers of the ram tier, filled.
+        self,
+        reader: UnitReader,
+        tiers: Sequence[Tier],
+        stack: ExitStack,
+        progress: ReportProgress | None,
+    ) -> None:
+        """Load the units of these tiers: into device memory, or into host buffers.
 
         Args:
             stack: unpins the host buffers when it is closed.
             progress: called after each unit.
         """
-        resident: dict[int, Tensor] = {}
-        buffers: dict[int, HostBuffer] = {}
         arrivals: dict[int, Arrival] = {}
         # Two links, so that threads that wait for a staging buffer do not keep the others from
         # filling host buffers.
@@ -359,28 +385,16 @@ class LayerStream:
             closing(open_link(staged=[])) as waiting,
         ):
             for unit, tier in enumerate(self._tiers):
-                if tier == "resident":
+                if tier == "resident" and tier in tiers:
                     slot = staged.slot(self._layouts[unit].nbytes)
-                    resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
-                elif tier == "ram":
-                    buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
-                    stack.callback(buffers[unit].unpin)
+                    self._resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
+                elif tier == "ram" and tier in tiers:
+                    self._host_buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
+                    stack.callback(self._host_buffers[unit].unpin)
             for done, (unit, arrival) in enumerate(arrivals.items(), 1):
                 self._wait(arrival, unit)
                 if progress is not None:
                     progress("weights", done, len(arrivals))
-        return resident, buffers
-
-    def _unpin_for_staging(self) -> bool:
-        """Return whether some host buffers could not be pinned.
-
-        If so, unpin another one, so that the staging buffers can be pinned.
-        """
-        pinned = [buffer for buffer in self._host_buffers.values() if buffer.is_pinned]
-        refused = len(pinned) < len(self._host_buffers)
-        if refused and pinned:
-            pinned[-1].unpin()
-        return refused
 
     def _units_in(self, tier: Tier) -> list[int]:
         return [unit for unit, own in enumerate(self._tiers) if own == tier]

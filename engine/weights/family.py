@@ -324,12 +324,6 @@ def _has_state(config: Any) -> bool:
     return any(hasattr(config, mark) for mark in marks)
 
 
-def is_mixture(config: Any) -> bool:
-    """Return whether the layers are mixtures of experts."""
-    config = text_config(config)
-    return any(getattr(config, n, None) for n in ("num_local_experts", "num_experts"))
-
-
 def attention_layers(config: Any) -> list[int]:
     """Return the numbers of the layers with attention, in order."""
     config = text_config(config)

@@ -107,6 +107,44 @@ class UnitReader:
     def prepare(self, indices: Sequence[int]) -> None:
         """Find out how to read these units fastest. They will be read in every pass."""
 
+    @property
+    def slot_layouts(self) -> Sequence[UnitLayout]:
+        """Return the layouts that the units have in a slot, where they may be decoded."""
+        return self.layouts
+
+    def is_coded(self, index: int) -> bool:
+        """Return whether a unit is read in another form than it has in a slot."""
+        return False
+
+    def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
+        """Fill a slot with a unit for which `is_coded` is true.
+
+        Args:
+            memory: the bytes that `read` gave.
+            slot: memory of at least the bytes of its layout in `slot_layouts`.
+        """
+        raise NotImplementedError
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that the units take in packed files, or are expected to take."""
+        return sum(layout.nbytes for layout in self.layouts)
+
+    def has_units(self, layouts: Sequence[UnitLayout]) -> bool:
+        """Return whether packed units with these layouts may have been packed from this reader."""
+        return list(layouts) == list(self.layouts)
+
+    def make(self, index: int, buffer: Tensor) -> tuple[UnitLayout, Tensor]:
+        """Return a unit as it is packed: its layout, and its bytes.
+
+        Args:
+            buffer: as large as the largest of `layouts`; the bytes may be a part of it.
+        """
+        layout = self.layouts[index]
+        buffer.zero_()  # the checksum includes the gaps between fields
+        self.read(index, buffer)
+        return layout, buffer[: layout.nbytes]
+
 
 class WholeLayers(UnitReader):
     """A reader of units that are whole layers, and the head, from a reader of their units."""
@@ -129,6 +167,11 @@ def groups_of_units(layers: Sequence[LayerUnits]) -> list[range]:
     """Return the units of each layer, then the unit of the head."""
     head = layers[-1].units.stop
     return [*(layer.units for layer in layers), range(head, head + 1)]
+
+
+def layers_of_units(layers: Sequence[LayerUnits]) -> list[int]:
+    """Return the number of each unit's layer; that of the head is the number of layers."""
+    return [layer for layer, own in enumerate(groups_of_units(layers)) for _ in own]
 
 
 def join_layouts(units: Sequence[UnitLayout], layers: Sequence[LayerUnits]) -> list[UnitLayout]:

@@ -117,6 +117,7 @@ class StreamSection(Section):
     resident: Auto[Annotated[int, Field(ge=0)]] = None
     slots: Auto[Annotated[int, Field(ge=2)]] = None
     packed: Auto[bool] = None
+    coding: Literal["auto", "none"] = "auto"
     simulate_gbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     recheck_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24.0
 

@@ -215,6 +215,9 @@ class _Gauges:
         self._limit = _gauge(
             registry, "link_limit_gbps", "Measured bandwidth of the link, GB/s", "model"
         )
+        self._bits = _gauge(
+            registry, "link_bits_per_weight", "Bits in which one weight travels", "model"
+        )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
 
@@ -224,13 +227,15 @@ class _Gauges:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
         self._waiting.labels("model").set(status["queue"]["waiting_for_model"])
         self._waiting.labels("pass").set(status["queue"]["waiting_for_pass"])
-        for series in (self._running, self._gbps, self._limit, self._pages, self._used):
+        own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
+        for series in own:
             series.clear()
         engine = status["engine"]
         if engine is not None:
             model_id = engine["model"]
             self._running.labels(model_id).set(status["queue"]["in_engine"])
             self._limit.labels(model_id).set(engine["link_limit_gbps"])
+            self._bits.labels(model_id).set(engine["link_bits_per_weight"])
             self._pages.labels(model_id).set(engine["kv_pages"])
             self._used.labels(model_id).set(engine["kv_pages_used"])
             self._gbps.labels(model_id).set(engine["link_gbps"])

@@ -77,6 +77,7 @@ def _engine_status(model: LoadedModel) -> EngineStatus:
         "total": history.sums.totals(),
         "link_gbps": 0.0 if last is None else last.link_gbps,
         "link_limit_gbps": info.link_gbps,
+        "link_bits_per_weight": info.link_bits,
         "kv_pages": info.num_pages,
         "kv_pages_used": used,
     }

@@ -51,6 +51,8 @@ class Plan(TypedDict):
     assumptions: list[PlanAssumption]
     draft: str
     packed: bool
+    coded: bool  # whether weights travel in a lossless code
     plan: dict[str, Any]  # bytes of each part of the memory, and the number of units in each tier
     unit_bytes: list[int]
+    link_bytes: list[int]  # of each unit as it travels
     forecast: dict[str, Any]  # seconds, tokens a pass and tokens a second

@@ -76,6 +76,7 @@ class EngineStatus(TypedDict):
     total: PassTotals  # since the model was loaded
     link_gbps: float  # of the latest pass
     link_limit_gbps: float  # as measured when the model was loaded; 0: no link is used
+    link_bits_per_weight: float  # in which a streamed weight travels; 0: none does
     kv_pages: int
     kv_pages_used: int
 

@@ -25,7 +25,7 @@ def test_results_of_an_ended_survey_are_read_again(tmp_path: Path) -> None:
         pytest.param("qwen3_vl_moe", "equal", "", marks=pytest.mark.slow),
         pytest.param("minimax_m3_vl", "equal", "", marks=pytest.mark.slow),
         ("molmo2", "refused", "is stored in a form that must be computed"),
-        ("mamba", "refused", "their state belongs to one sequence"),
+        ("mamba", "refused", "has no layer with attention"),
         ("deepseek_v32", "refused", "each row selects the tokens that it attends to by an index"),
         ("moshi", "refused", "logits depend on whether it keeps keys and values"),
     ],

@@ -26,6 +26,14 @@ _MAMBA: dict[str, Any] = {
     "mamba_expand": 2,
     "mamba_chunk_size": 32,
 }
+_MAMBA_HEADS: dict[str, Any] = {  # with the names of Nemotron-H
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "chunk_size": 32,
+    "head_dim": 16,
+}
 # What the configuration has beside the sizes that all families share. The model's type is the name,
 # unless it is given.
 HYBRIDS: dict[str, dict[str, Any]] = {
@@ -55,20 +63,21 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 128},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "nemotron_h": {
+        **_MAMBA_HEADS,
         "num_hidden_layers": 5,
         "layers_block_type": [*_ALTERNATING, "mlp", "moe"],
-        "mamba_num_heads": 8,
-        "mamba_head_dim": 16,
-        "n_groups": 2,
-        "ssm_state_size": 16,
-        "chunk_size": 32,
-        "head_dim": 16,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
         "moe_shared_expert_intermediate_size": 32,
         "n_group": 1,
         "topk_group": 1,
+    },
+    "nemotron_h_dense": {
+        **_MAMBA_HEADS,
+        "model_type": "nemotron_h",
+        "num_hidden_layers": 4,
+        "layers_block_type": [*_ALTERNATING, "mlp"],
     },
     "kimi_linear": {
         "layer_types": _ALTERNATING,
@@ -99,4 +108,5 @@ DENSE = [
     "granitemoehybrid_dense",
     "bamba",
     "olmo_hybrid",
+    "nemotron_h_dense",
 ]

@@ -204,6 +204,7 @@ class FakeEngine:
             tiers=(("ram", 5), ("resident", 3)),
             num_pages=100,
             link_gbps=12.5,
+            link_bits=7.5,
             draft_methods=self.script.draft_methods,
             sampling=self.script.sampling,
         )

@@ -16,13 +16,13 @@ def needs(context: PlanContext) -> DraftNeeds:
     the copy as it is written, as it is copied and as it is packed; and the unit as it is stored, if
     that is packed.
     """
-    from engine.weights.family import is_mixture
+    from engine.weights.experts import has_experts
     from engine.weights.formats.linear import best_kernel, matrix_shapes, substitute_bytes
     from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
     from engine.weights.layout import join_layouts
     from engine.weights.packing import dense_bytes
 
-    if is_mixture(context.config):
+    if has_experts(context.config, context.layouts):
         raise ModelError(
             f"draft.method: subspec has no substitutes for mixtures of experts "
             f"({context.config.model_type!r}). Use specexec with a small model of the same "

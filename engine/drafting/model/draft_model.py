@@ -20,6 +20,7 @@ from engine.drafting.growth import Growth, Node
 from engine.drafting.model.cuda_graphs import GraphedSteps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.guess import draft_children
+from engine.drafting.model.substitutes import WeightCopies
 from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
@@ -75,6 +76,7 @@ class DraftModel:
         graphs: GraphedSteps | None = None,
         *,
         at_once: bool = False,
+        copies: WeightCopies | None = None,
     ) -> None:
         """Take a model whose weights are on the device.
 
@@ -84,6 +86,8 @@ class DraftModel:
             vocab_size: of the target. Its padding may differ from the draft's.
             graphs: the CUDA graphs of steps; None if all steps run plainly.
             at_once: whether the host waits for a step only once, when it reads the children.
+            copies: the 4-bit copies of the target's weights that the model consists of; None: it
+                does not, or no decoder knows their order.
         """
         self.name = name
         self.decoder = decoder
@@ -91,6 +95,7 @@ class DraftModel:
         self.bounds = bounds
         self.vocab_size = vocab_size
         self.graphs = graphs
+        self.copies = copies
         self._at_once = at_once
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished

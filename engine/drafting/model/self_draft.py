@@ -33,8 +33,10 @@ from engine.drafting.model.importance import (
 )
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
+    WeightCopies,
     allocate_host_buffer,
     describe_form,
+    find_copies,
     linear_paths,
     substitute_unit,
     warm_up_products,
@@ -79,10 +81,11 @@ class SelfDraft:
             if shares and all(map(stream.is_resident, units))
         ]
         parts = _Parts(context, target, shared)
+        copies = None
         if len(shared) == len(layers):
             decoder, _ = parts.decoder(None)
         else:
-            decoder = parts.substituted_decoder()
+            decoder, copies = parts.substituted_decoder()
         operations = choose_operations(decoder.device, context.dtype)
         fuse(decoder, target.cache, operations)
         caches, capture = SharedCache(target.cache, _nodes(target)), context.device.capture()
@@ -95,6 +98,7 @@ class SelfDraft:
             context.vocab_size,
             graphs,
             at_once=context.device.is_asynchronous,
+            copies=copies,
         )
 
 
@@ -138,8 +142,11 @@ class _Parts:
         tensors = self._target.tensors
         return Decoder(model, BoundWeights(), tensors, device=device, strict=False), modules
 
-    def substituted_decoder(self) -> Decoder:
-        """Return a decoder with substitutes. They are made first if the cache has none."""
+    def substituted_decoder(self) -> tuple[Decoder, WeightCopies | None]:
+        """Return a decoder with substitutes. They are made first if the cache has none.
+
+        Return the 4-bit copies in it too, if weights can be coded by them.
+        """
         context = self._context
         kernel = self._kernel()
         log.debug("substitutes use the %s product", kernel)
@@ -155,11 +162,17 @@ class _Parts:
                 context.spec.memory.cache,
                 lambda _, done, total: context.progress("making the substitutes", done, total),
             )
-            stack.enter_context(closing(units))
+            closing_units = stack.enter_context(ExitStack())
+            closing_units.callback(units.close)
             _free_unused()  # the memory that quantizing took on a first start: loading needs it
-            decoder, _ = self.decoder(units)
+            decoder, modules = self.decoder(units)
+            own = {i: part for i, part in enumerate(modules) if i not in self._shared}
+            copies = None
+            if (by_layer := find_copies(own)) is not None:
+                copies = WeightCopies(units, by_layer)
+                closing_units.pop_all()  # weights are coded by them, also when one is damaged
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
-        return decoder
+        return decoder, copies
 
     def _importance(self, kernel: Kernel) -> PackedUnits | None:
         """Return the importance of the input channels, from the cache or measured now.

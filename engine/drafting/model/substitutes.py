@@ -6,6 +6,7 @@ packing, but no quantizing.
 
 import mmap
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from engine.malloc import give_back_freed
 from engine.model.binder import bind
 from engine.model.latent import latent_projections
-from engine.weights.formats.joined import join, sibling_paths
+from engine.streaming.packed import PackedUnits
+from engine.weights.coding.cells import Substitute
+from engine.weights.formats import int4
+from engine.weights.formats.joined import Part, join, sibling_paths, weight_copy
 from engine.weights.formats.linear import Kernel, linear, store, stored_tensors
 from engine.weights.formats.nf4 import BLOCK, Nf4Linear
 from engine.weights.layout import TensorSpec, UnitLayout, UnitReader, lay_out
@@ -83,6 +87,39 @@ class SubstituteUnits(UnitReader):
         buffer = allocate_host_buffer(layout.nbytes)
         self._importance.read(index, buffer)
         return layout.views(buffer)
+
+
+@dataclass(frozen=True)
+class WeightCopies:
+    """The 4-bit copies of a target's weights, by which the weights may be coded.
+
+    Args:
+        packed: all of them as the cache has them, one unit for each layer, and one for the head.
+        by_layer: those of layers that are not resident, where the draft keeps them, by the number
+            of the layer and the name of the weight; the head follows the layers.
+    """
+
+    packed: PackedUnits
+    by_layer: Mapping[int, Mapping[str, Substitute]]
+
+
+def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, dict[str, Substitute]] | None:
+    """Return the 4-bit copies in the modules of layers, by the names of the weights.
+
+    Return None if one of them is kept in an order that no decoder knows.
+    """
+    found: dict[int, dict[str, Substitute]] = {}
+    for layer, module in modules.items():
+        found[layer] = {}
+        for path, part in module.named_modules():
+            if isinstance(part, int4.Int4Linear | Part) and "joined" not in path.split("."):
+                copy = weight_copy(part)
+                if copy is None:
+                    return None
+                found[layer][weight_name(path)] = copy
+            elif isinstance(part, Nf4Linear):
+                return None
+    return found
 
 
 def allocate_host_buffer(nbytes: int) -> Tensor:

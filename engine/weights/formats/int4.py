@@ -6,6 +6,7 @@ of 64 .090.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +157,48 @@ class Int4Linear(nn.Module):
         The weight must be in the order of rows.
         """
         return int4_product.multiply_in_parts(rows, self.weight, self.scales_and_zeros, self.bias)
+
+
+@cache
+def cpu_order(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return where the CPU's kernel keeps the codes of a weight of this shape.
+
+    The tensors have a value for each row: the byte of the code in column 0 (int64), the bytes from
+    a column to the next (int64), and by how many bits the code is shifted in its byte (uint8).
+    Return None if the kernel's order is of another kind. It is found by packing the numbers of
+    codes, a digit of 4 bits at a time.
+    """
+    found: list[list[Tensor]] = [[], [], []]
+    for first in range(0, rows, _CPU_BLOCK):
+        block = _block_order(min(_CPU_BLOCK, rows - first), columns)
+        if block is None:
+            return None
+        places, *others = block
+        for own, part in zip(found, (places + first * columns // 2, *others), strict=True):
+            own.append(part)
+    places, steps, shifts = (torch.cat(own) for own in found)
+    return places, steps, shifts
+
+
+@cache
+def _block_order(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    numbers = torch.arange(rows * columns, dtype=torch.int32).view(rows, columns)
+    halves = torch.zeros(2, rows * columns // 2, dtype=torch.int64)
+    for digit in range(0, 24, 4):
+        codes = numbers >> digit & (_LEVELS - 1)
+        packed = _pack((codes[:, ::2] << 4 | codes[:, 1::2]).byte()).view(-1).long()
+        halves += torch.stack([packed & (_LEVELS - 1), packed >> 4]) << digit
+    place = torch.empty(rows * columns, dtype=torch.int64)
+    shift = torch.empty(rows * columns, dtype=torch.uint8)
+    for half in range(2):
+        place[halves[half]] = torch.arange(rows * columns // 2)
+        shift[halves[half]] = 4 * half
+    place, shift = place.view(rows, columns), shift.view(rows, columns)
+    steps = place[:, 1] - place[:, 0]
+    expected = place[:, :1] + steps[:, None] * torch.arange(columns)
+    if not torch.equal(place, expected) or not bool((shift == shift[:, :1]).all()):
+        return None
+    return place[:, 0], steps, shift[:, 0].contiguous()
 
 
 def _inner_tiles(in_features: int) -> int | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.weights.coding.cells import CodeOrder, Substitute
 from engine.weights.formats import int4, nf4
 from engine.weights.formats.linear import linear
 
@@ -35,6 +36,10 @@ class JoinedLinear(nn.Module):
         self._rows: Tensor | None = None
         self._results: dict[int, Tensor] = {}  # outputs for `_rows` that were not asked for yet
 
+    def first_row(self, index: int) -> int:
+        """Return the row of the product's weight that is the first of one of the layers."""
+        return sum(self._sizes[:index])
+
     def result(self, index: int, rows: Tensor) -> Tensor:
         """Return the output of one of the layers. The product runs once for all of them."""
         if rows is not self._rows or index not in self._results:
@@ -55,9 +60,35 @@ class Part(nn.Module):
         self.joined = joined
         self._index = index
 
+    @property
+    def first_row(self) -> int:
+        """Return the row of the product's weight that is the layer's first one."""
+        return self.joined.first_row(self._index)
+
     def forward(self, rows: Tensor) -> Tensor:
         """Return the layer's output [..., out] for `rows` [..., in]."""
         return self.joined.result(self._index, rows)
+
+
+def weight_copy(layer: nn.Module) -> Substitute | None:
+    """Return the int4 weight of a layer, where it is kept; None if it is of another kind.
+
+    The layer may be a part of a product. On a CPU, the order of its kernel must be known.
+    """
+    first = 0
+    if isinstance(layer, Part):
+        first = layer.first_row
+        layer = layer.joined.product
+    if not isinstance(layer, int4.Int4Linear):
+        return None
+    if layer.is_in_row_order:
+        return Substitute(layer.weight, layer.scales_and_zeros, None, first)
+    order = None
+    if layer.weight.device.type == "cpu":
+        order = int4.cpu_order(layer.out_features, layer.in_features)
+    if order is None:
+        return None
+    return Substitute(layer.weight, layer.scales_and_zeros, CodeOrder(*order), first)
 
 
 class Beside(nn.Module):

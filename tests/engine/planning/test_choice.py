@@ -57,7 +57,8 @@ def test_the_fastest_candidate_that_can_serve_is_chosen(
 
 
 GB = 10**9
-LAYERS, DENSE, PACKED = 20, 1.0 * GB, 0.3 * GB  # of one layer; the head is as large
+# Bytes of one layer; the head is as large.
+LAYERS, DENSE, PACKED, CODED = 20, 1.0 * GB, 0.3 * GB, 0.5 * GB
 
 
 def outline(nbytes: float) -> Any:
@@ -76,11 +77,13 @@ class Described:
     def __init__(self, expansions: dict[str, int]) -> None:
         self.expansions = expansions
 
-    def demand(self, needs: DraftNeeds, *, packed: bool) -> Demand:
+    def demand(self, needs: DraftNeeds, *, packed: bool, coded: bool = False) -> Demand:
         unit = int(PACKED if packed else DENSE)
+        assert not (packed and coded)
         return Demand(
             unit_bytes=[unit] * (LAYERS + 1),
             layers=whole_layers(LAYERS),
+            coded_bytes=[int(CODED)] * (LAYERS + 1) if coded else (),
             expanded_bytes=int(DENSE) if packed else 0,
             other_device_bytes=0,
             hidden_size=64,
@@ -96,11 +99,21 @@ class Described:
         )
 
 
-def chosen(device: float, expanding_gbps: float, spec: ModelSpec, form: str = "q4_k") -> Scheme:
+def chosen(
+    device: float,
+    expanding_gbps: float,
+    spec: ModelSpec,
+    form: str = "q4_k",
+    decoding_gbps: float = 0.0,
+    ram: float = 64,
+) -> Scheme:
     expansions = {f".{form}": int(DENSE) * (LAYERS + 1)} if form else {}
-    memory = Memory(int(device * GB), 64 * GB, has_own_memory=True)
+    memory = Memory(int(device * GB), int(ram * GB), has_own_memory=True)
     speeds = {f".{form}": 1 / (expanding_gbps * GB)}
     machine = Machine(memory, ram_gbps=20.0, disk_gbps=3.0, expanding=speeds)
+    if decoding_gbps:
+        decoding = {False: decoding_gbps, True: 0.001}
+        machine = replace(machine, decoding_gbps=decoding)
     blueprint = cast(Blueprint, Described(expansions))
     return make_scheme("none", spec, blueprint, machine, users=1)
 
@@ -149,6 +162,39 @@ def test_weights_that_the_user_wants_quantized_stay_packed() -> None:
 def test_plain_weights_have_one_form() -> None:
     found = chosen(30, 1.0, PLAIN, "")
     assert (found.packed, found.form, found.forecast.expand_seconds) == (False, "", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "decoding_gbps", "coded"),
+    [
+        (4, 200.0, True),  # 10 GB travel in a pass instead of 18, and decoding takes 0.1 s
+        (4, 40.0, False),  # decoding takes 0.45 s, which counts twice: the cores also compute
+        (4, 15.0, False),  # decoding takes longer than 18 GB over the link
+        (30, 200.0, False),  # all units are resident
+        (4, 0.0, False),  # the device decodes nothing
+    ],
+)
+def test_weights_are_coded_where_the_forecast_is_faster(
+    device: float, decoding_gbps: float, coded: bool
+) -> None:
+    found = chosen(device, 1.0, PLAIN, "", decoding_gbps)
+    assert found.coded is coded
+    assert bool(found.coding) is coded
+    none = replace(PLAIN, stream=StreamSpec(coding="none"))
+    plain = chosen(device, 1.0, none, "", decoding_gbps)
+    assert not plain.coded
+    if coded:
+        assert "instead of" in found.coding
+        assert found.forecast.tokens_per_second > 1.5 * plain.forecast.tokens_per_second
+        assert found.forecast.decode_seconds > 0
+
+
+def test_coded_weights_take_half_of_the_ram() -> None:
+    none = replace(PLAIN, stream=StreamSpec(coding="none"))
+    plain, coded = (chosen(4, 1.0, own, "", 200.0, ram=16) for own in (none, PLAIN))
+    assert "disk" in plain.plan.tiers and "disk" not in coded.plan.tiers
+    assert coded.plan.ram_unit_bytes == coded.plan.tiers.count("ram") * CODED
+    assert coded.plan.ring_bytes == coded.plan.slots * DENSE
 
 
 def test_expanding_is_part_of_the_forecast() -> None:

@@ -42,7 +42,7 @@ from tests.engine.models import (
 NEW = 24
 NGRAM = DraftSpec("ngram", **SMALL)
 # The quick tests leave these out: other families have their parts too.
-ALIKE = ("bamba", "granitemoehybrid_dense", "olmo_hybrid")
+ALIKE = ("bamba", "granitemoehybrid_dense", "nemotron_h_dense", "olmo_hybrid")
 FAMILIES = [
     pytest.param(family, marks=[pytest.mark.slow] if family in ALIKE else []) for family in DENSE
 ]
@@ -72,8 +72,9 @@ def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_equal_plain_decoding(family: str) -> None:
+def test_answers_equal_plain_decoding(family: str, caplog: pytest.LogCaptureFixture) -> None:
     engine = load(checkpoint(family), SUBSPEC)
+    assert "drafts keep" not in caplog.text, "attention of other kinds is no failure"
     draft_ahead(engine)
     found = run(engine, asked(logprobs=2))
     assert exact(found) == exact(plain(family))
@@ -106,7 +107,8 @@ def test_drafts_of_whole_weights_have_the_targets_logits(
     monkeypatch.setattr(DraftModel, "_forward", forward)
     draft_ahead(engine, steps=1)
     found = run(engine, asked())
-    assert accepted(found) > 2.5  # of four levels; none in the pass of the prompt
+    # of four levels; none in the pass of the prompt, and fewer where more was drafted ahead
+    assert accepted(found) > (1.5 if family == "nemotron_h_dense" else 2.5)
     some = list(seen)[:: len(seen) // 20]
     assert any(len(tokens) > 160 for tokens in some)
     for tokens in some:

@@ -38,7 +38,7 @@ PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 
 # One family for each kind of recurrence; the others have the same parts, and run among slow tests.
 QUICK = ("qwen3_next", "granitemoehybrid", "lfm2", "kimi_linear")
 # Its `generate` bounds the steps of the recurrence in a prompt, but not in what it generates.
-DIFFERENT = ("nemotron_h",)
+DIFFERENT = ("nemotron_h", "nemotron_h_dense")
 
 
 def asked(**params: Any) -> list[Generate]:

@@ -16,6 +16,7 @@ from engine.streaming.disk import (
     PIECE_BYTES,
     UnitFile,
     direct_is_faster,
+    read_gbps,
     split_pieces,
 )
 from engine.streaming.pinned import allocate_pages
@@ -222,3 +223,24 @@ def test_a_file_that_was_just_read_is_cached_until_it_is_evicted(file: UnitFile)
     os.close(descriptor)
     file.evict(range(PAGES * PAGE_BYTES))
     assert not file.is_cached()
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_the_speed_is_that_of_the_place_where_the_file_is(
+    file: UnitFile, is_cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the page cache stays there; another one is read directly, if that is possible."""
+    asked: list[bool] = []
+    own = UnitFile.read
+
+    def read(self: UnitFile, memory: Tensor, offset: int, *, direct: bool | None = None) -> None:
+        asked.append(bool(direct))
+        own(self, memory, offset, direct=direct)
+
+    monkeypatch.setattr(UnitFile, "read", read)
+    monkeypatch.setattr(UnitFile, "is_cached", lambda self: is_cached)
+    evicted: list[range] = []
+    monkeypatch.setattr(UnitFile, "evict", lambda self, piece: evicted.append(piece))
+    assert read_gbps(file) > 0
+    assert asked and bool(evicted) is not is_cached
+    assert set(asked) == {not is_cached and file.open_direct()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.cache_files import INDEX, cache_root, unit_name
 from engine.errors import ModelError
-from engine.streaming.packed import PackedUnits, pack, packed_bytes
+from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.packed_cache import (
     CacheEntry,
     entries,
@@ -69,7 +69,7 @@ def test_packed_units_equal_those_of_the_reader(root: Path) -> None:
     units = pack(reader, root / "m", "key", lambda *line: told.append(line))
     assert_same(units, reader)
     assert_same(PackedUnits(root / "m", "key"), reader)
-    total = packed_bytes(reader)
+    total = reader.stored_bytes
     assert [done for _, done, _ in told] == [total * i // 4 for i in (1, 2, 3, 4)]
     assert all(total == line[2] for line in told)
 
@@ -233,7 +233,7 @@ def test_a_model_is_packed_once(root: Path) -> None:
     open_or_pack(RandomUnits(), "org/m", "a", None, silent).close()
     (entry,) = entries()
     assert entry.model == "org/m" and entry.path.parent == root
-    assert entry.nbytes > packed_bytes(RandomUnits())
+    assert entry.nbytes > RandomUnits().stored_bytes
 
     def packs_again(what: str, done: int, total: int) -> None:
         raise AssertionError("packed twice")

@@ -226,6 +226,7 @@ async def test_passes_are_counted_by_kind_source_and_cause(
         "link_bytes_total": {(): 10e9},
         "link_gbps": {(): 2.5},
         "link_limit_gbps": {(): 12.5},
+        "link_bits_per_weight": {(): 7.5},
         "kv_pages": {(): 100},
         "kv_pages_used": {(): 40},
         "requests_in_engine": {(): 0},

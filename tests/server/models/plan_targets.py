@@ -26,8 +26,10 @@ def small_plan(connection: Connection, spec: ModelSpec, machine: Machine) -> Non
         "assumptions": [{"what": "disk", "figure": "3 GB/s", "source": "assumed"}],
         "draft": "none",
         "packed": False,
+        "coded": False,
         "plan": {},
         "unit_bytes": [1],
+        "link_bytes": [1],
         "forecast": {},
     }
     connection.send(Planned(json.dumps(plan)))

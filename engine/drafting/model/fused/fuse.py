@@ -93,6 +93,13 @@ class _Call:
         return rows
 
     @property
+    def rotation(self) -> Tensor | None:
+        """The cosines that attention was given, by name or after the hidden state."""
+        later = self.args[1] if len(self.args) > 1 else None
+        rotation = self.arguments.get("position_embeddings", later)
+        return rotation[0] if isinstance(rotation, tuple) else None
+
+    @property
     def output(self) -> Tensor:
         """The tensor that was returned, which may be the first of a tuple."""
         output: Tensor = _first(self.result)
@@ -229,6 +236,11 @@ class _Fuser:
         inputs = [
             parts[name] for name in ("q_proj", "k_proj", "v_proj", "qkv_proj") if name in parts
         ]
+        rotation = self._calls[module].rotation
+        heads = call.query[1] + call.key[1] + call.value[1]
+        made = sum(self._calls[part].output.shape[-1] for part in inputs)
+        if rotation is None or rotation.shape[-1] != width or made != heads * width:
+            return None  # rotated in part or not at all, or with a gate
         attention = AttentionRule(
             layer=rule.layer,
             num_heads=call.query[1],

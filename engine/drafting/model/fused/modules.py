@@ -14,6 +14,7 @@ class FusedNorm(nn.Module):
     def __init__(self, operations: Operations, rule: NormRule) -> None:
         super().__init__()
         self.operations, self.rule = operations, rule
+        self.weight = rule.weight  # layers of Nemotron-H read its type
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return normalized rows of the shape of `hidden`."""

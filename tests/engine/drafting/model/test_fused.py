@@ -18,7 +18,7 @@ from engine.drafting.growth import Growth
 from engine.drafting.model.fused import fuse as fusing
 from engine.drafting.model.fused.fuse import fuse
 from engine.drafting.model.fused.modules import FusedAttention, FusedLayer, FusedMlp, FusedNorm
-from engine.drafting.model.fused.operations import AttentionRule, TorchOperations
+from engine.drafting.model.fused.operations import AttentionRule, NormRule, TorchOperations
 from engine.drafting.model.fused.triton_operations import LAUNCHES
 from engine.streaming.cpu_link import CpuDevice
 from tests.engine.kernel_nodes import CountedOperations, KernelNodes, padded_step
@@ -102,6 +102,12 @@ def test_attention_that_shares_keys_stays_the_librarys(tmp_path: Path) -> None:
     fuse(model.decoder, model.caches.cache, TorchOperations())
     for layer in inner_layers(model.decoder):
         assert FusedAttention not in kinds(layer) and FusedMlp in kinds(layer)
+
+
+def test_a_fused_norm_has_the_weight_whose_type_layers_read() -> None:
+    weight = torch.ones(8, dtype=torch.bfloat16)
+    norm = FusedNorm(TorchOperations(), NormRule(weight, 1e-6, 0.0))
+    assert norm.weight is weight and not [*norm.parameters()]
 
 
 class _OtherMlp(Mlp):

@@ -1,0 +1,282 @@
+"""Decoding of 16 rows of cell-coded weights in lockstep, written as LLVM instructions.
+
+`engine.weights.coding.cells` defines the code. A lane is a row: the place in a row's bits follows
+from the codes before it, so the rows of a vector do not wait for each other. numba cannot express
+this; the loops that it compiles take eight times as long.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from engine.compiled.compiler import emitted
+
+LANES = 16
+WIDEST = 11  # bits of an index
+MIDDLE = 1 << (WIDEST - 1)  # the index from which a cell around zero continues on its other side
+_LAST = (1 << WIDEST) - 1
+_SIGN = 0x8000
+
+
+class _Words:
+    """16 integers of 32 bits, or floats, while code is written: its operators write instructions.
+
+    Integers are at most 2^31, so that comparisons need not know whether they have a sign.
+    """
+
+    def __init__(self, code: "_Code", value: Any) -> None:
+        self._code = code
+        self.value = value
+
+    def _with(self, instruction: Callable[[Any, Any], Any], other: Any) -> "_Words":
+        return _Words(self._code, instruction(self.value, self._code.of(self, other)))
+
+    def __add__(self, other: Any) -> "_Words":
+        return self._with(self._code.builder.add, other)
+
+    def __sub__(self, other: Any) -> "_Words":
+        return self._with(self._code.builder.sub, other)
+
+    def __and__(self, other: Any) -> "_Words":
+        return self._with(self._code.builder.and_, other)
+
+    def __or__(self, other: Any) -> "_Words":
+        return self._with(self._code.builder.or_, other)
+
+    def __lshift__(self, other: Any) -> "_Words":
+        return self._with(self._code.builder.shl, other)
+
+    def __rshift__(self, other: Any) -> "_Words":
+        return self._with(self._code.builder.lshr, other)
+
+    def __lt__(self, other: Any) -> "_Words":
+        return self._with(partial(self._code.builder.icmp_signed, "<"), other)
+
+    def is_equal(self, other: int) -> "_Words":
+        return self._with(partial(self._code.builder.icmp_signed, "=="), other)
+
+    def times_plus(self, factor: Any, summand: Any) -> "_Words":
+        """Return floats multiplied and then added; each operation rounds."""
+        product = self._code.builder.fmul(self.value, factor.value)
+        return _Words(self._code, self._code.builder.fadd(product, summand.value))
+
+    def select(self, yes: Any, no: Any) -> "_Words":
+        """Return `yes` in the lanes in which this comparison holds, else `no`."""
+        one = yes if isinstance(yes, _Words) else no
+        values = (self._code.of(one, own) for own in (yes, no))
+        return _Words(self._code, self._code.builder.select(self.value, *values))
+
+
+class _Code:
+    """The types and the memory of a function that is being written."""
+
+    def __init__(self, ir: Any, builder: Any) -> None:
+        self.ir = ir
+        self.builder = builder
+        self.word, self.long = ir.IntType(32), ir.IntType(64)
+        self.words = ir.VectorType(self.word, LANES)
+        self.floats = ir.VectorType(ir.FloatType(), LANES)
+
+    def of(self, like: _Words, other: Any) -> Any:
+        """Return an operand: a vector, or a number in all lanes of a vector like another one."""
+        if isinstance(other, _Words):
+            return other.value
+        return self.ir.Constant(like.value.type, [other] * LANES)
+
+    def number(self, value: int) -> Any:
+        return self.ir.Constant(self.long, value)
+
+    def all_lanes(self, value: int) -> _Words:
+        return _Words(self, self.ir.Constant(self.words, [value] * LANES))
+
+    def all_lanes_of(self, value: Any) -> _Words:
+        """Return a vector with a value of 64 bits, cut to 32, in all lanes."""
+        narrow = self.builder.trunc(value, self.word)
+        return _Words(self, self.collect(self.words, lambda _: narrow))
+
+    def pointer(self, memory: Any, at: Any, kind: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(memory, [at]), kind.as_pointer())
+
+    def load(self, memory: Any, at: Any, kind: Any) -> Any:
+        return self.builder.load(self.pointer(memory, at, kind), align=1)
+
+    def store(self, value: Any, memory: Any, at: Any) -> None:
+        self.builder.store(value, self.pointer(memory, at, value.type), align=1)
+
+    def collect(self, kind: Any, find: Callable[[Any], Any]) -> Any:
+        """Return a vector of what `find` returns for the number of each lane."""
+        found = self.ir.Constant(kind, self.ir.Undefined)
+        for lane in range(LANES):
+            number = self.ir.Constant(self.word, lane)
+            found = self.builder.insert_element(found, find(number), number)
+        return found
+
+    def floats_of(self, integers: _Words) -> _Words:
+        return _Words(self, self.builder.sitofp(integers.value, self.floats))
+
+    def bits_of(self, floats: _Words) -> _Words:
+        return _Words(self, self.builder.bitcast(floats.value, self.words))
+
+
+def _computed_reaches(code: _Code, codes: _Words) -> tuple[_Words, _Words]:
+    """Return the ends of int4's cells in steps, as `INT4` of engine.weights.coding.cells."""
+    centre = code.floats_of(codes)
+    half = [_Words(code, code.ir.Constant(code.floats, [own] * LANES)) for own in (8.5, 7.5)]
+    low, high = (_Words(code, code.builder.fsub(centre.value, own.value)) for own in half)
+    return codes.is_equal(0).select(-9.5, low), codes.is_equal(15).select(8.5, high)
+
+
+def _looked_up_reaches(code: _Code, codes: _Words, ends: Any) -> tuple[_Words, _Words]:
+    """Return the ends of cells from a table of 16 lower ends, then 16 upper ones."""
+    tables = [code.load(ends, code.number(first), code.floats) for first in (0, LANES)]
+
+    def look_up(table: Any) -> _Words:
+        def find(lane: Any) -> Any:
+            return code.builder.extract_element(
+                table, code.builder.extract_element(codes.value, lane)
+            )
+
+        return _Words(code, code.collect(code.floats, find))
+
+    return look_up(tables[0]), look_up(tables[1])
+
+
+def _cell(code: _Code, low: _Words, high: _Words) -> tuple[_Words, _Words, _Words]:
+    """Return the first value, the jump at the middle index, and the bits of an index."""
+    one, other = code.bits_of(low) >> 16, code.bits_of(high) >> 16
+    is_rising = one < other
+    least, greatest = is_rising.select(one, other), is_rising.select(other, one)
+    span = greatest - least
+    is_wide = code.all_lanes(_LAST) < span
+    # The exponent of a small integer as a float is the number of its bits; that of 0 is below 0.
+    bits = (code.bits_of(code.floats_of(span)) >> 23) - 126
+    width = is_wide.select(WIDEST, (bits < 0).select(0, bits))
+    is_around_zero = (code.all_lanes(_SIGN - 1) < greatest) & (least < _SIGN)
+    wide_first = is_around_zero.select(least - (MIDDLE - 1), greatest - _LAST)
+    jump = (is_wide & is_around_zero).select(span - MIDDLE, 0)
+    return is_wide.select(wide_first, least), jump, width
+
+
+def _value(code: _Code, bits: _Words, first: _Words, jump: _Words, width: _Words) -> _Words:
+    """Return the values of the indices in the lowest bits."""
+    index = bits & ((code.all_lanes(1) << width) - 1)
+    is_after = code.all_lanes(MIDDLE - 1) < index
+    is_zero = index.is_equal(0) & (code.all_lanes(0) < jump)
+    return is_zero.select(0, first + index + is_after.select(jump, 0))
+
+
+def _emit_decode(
+    ir: Any,
+    builder: Any,
+    pairs: Any,
+    scales: Any,
+    stream: Any,
+    base: Any,
+    limit: Any,
+    offsets: Any,
+    out: Any,
+    count: Any,
+    *ends: Any,
+) -> None:
+    code = _Code(ir, builder)
+    scale, zero = (
+        _Words(code, code.load(scales, code.number(at), code.floats)) for at in (0, LANES)
+    )
+    start = code.load(offsets, code.number(0), code.words)
+    before = builder.basic_block
+    body, after = builder.append_basic_block("pairs"), builder.append_basic_block("after")
+    builder.branch(body)
+    builder.position_at_end(body)
+    step, carried = builder.phi(code.long), builder.phi(code.words)
+    offset = _Words(code, carried)
+    narrow = ir.VectorType(ir.IntType(8), LANES)
+    pair = _Words(
+        code,
+        builder.zext(
+            code.load(pairs, builder.mul(step, code.number(LANES)), narrow),
+            code.words,
+        ),
+    )
+    cells = []
+    for codes in (pair >> 4, pair & 15):
+        reaches = _looked_up_reaches(code, codes, *ends) if ends else _computed_reaches(code, codes)
+        cells.append(_cell(code, *(own.times_plus(scale, zero) for own in reaches)))
+    last = code.all_lanes_of(limit)
+    byte = (offset >> 3 < last).select(offset >> 3, last)
+
+    def window(lane: Any) -> Any:  # 32 bits hold two indices and the 7 bits before them
+        at = builder.zext(builder.extract_element(byte.value, lane), code.long)
+        return code.load(stream, builder.add(base, at), code.word)
+
+    bits = _Words(code, code.collect(code.words, window)) >> (offset & 7)
+    values = []
+    for cell in cells:
+        values.append(_value(code, bits, *cell))
+        bits, offset = bits >> cell[2], offset + cell[2]
+    joined = (values[0] & 0xFFFF) | (values[1] << 16)
+    code.store(joined.value, out, builder.mul(step, code.number(LANES)))
+    following = builder.add(step, code.number(1))
+    step.add_incoming(code.number(0), before)
+    step.add_incoming(following, body)
+    carried.add_incoming(start, before)
+    carried.add_incoming(offset.value, body)
+    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+    builder.position_at_end(after)
+    code.store(offset.value, offsets, code.number(0))
+
+
+# decode_int4(pairs, scales, stream, base, limit, offsets, out, count) decodes 2 * count weights of
+# each of 16 rows, which share a scale and a zero in a row:
+#     pairs[i * 16 + row] has the codes of the weights 2 i (in its upper half) and 2 i + 1
+#     scales[row], scales[16 + row] are the scale and the zero, float32
+#     offsets[row] is the bit of stream[base:] at which the first index begins, and is set to the
+#         bit after the last one; no byte is read from stream[base + limit + 4] on
+#     out[i * 16 + row] is set to the two weights, in 16 bits each, the first in the lower
+# decode_by_table(..., ends) is the same for cells whose lower ends are ends[code], and whose upper
+# ends are ends[16 + code].
+decode_int4 = emitted(_emit_decode)
+decode_by_table = emitted(partial(_emit_decode))
+
+
+def _emit_transpose(
+    ir: Any,
+    builder: Any,
+    source: Any,
+    source_places: Any,
+    source_at: Any,
+    out: Any,
+    out_places: Any,
+    out_at: Any,
+    *,
+    bits: int,
+) -> None:
+    code = _Code(ir, builder)
+    kind = ir.VectorType(ir.IntType(bits), LANES)
+
+    def place(places: Any, at: Any, row: int) -> Any:
+        return builder.add(builder.load(builder.gep(places, [code.number(row)])), at)
+
+    rows = [code.load(source, place(source_places, source_at, row), kind) for row in range(LANES)]
+    size = 1
+    while size < LANES:  # exchanges the blocks of this size beside the diagonal
+        for row in range(LANES):
+            if row & size:
+                continue
+            pair, found = (rows[row], rows[row | size]), []
+            for moved in (0, size):
+                lanes = [
+                    (lane & ~size | moved) + (LANES if lane & size else 0) for lane in range(LANES)
+                ]
+                mask = ir.Constant(code.words, lanes)
+                found.append(builder.shuffle_vector(*pair, mask))
+            rows[row], rows[row | size] = found
+        size *= 2
+    for row in range(LANES):
+        code.store(rows[row], out, place(out_places, out_at, row))
+
+
+# transpose_...(source, source_places, source_at, out, out_places, out_at) sets
+#     out[out_places[column] + out_at + row] = source[source_places[row] + source_at + column]
+# for 16 rows and columns, of 8 or of 32 bits.
+transpose_bytes = emitted(partial(_emit_transpose, bits=8))
+transpose_words = emitted(partial(_emit_transpose, bits=32))

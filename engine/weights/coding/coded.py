@@ -1,0 +1,57 @@
+"""Weights in the shortest lossless code, which is checked by decoding."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine.weights.coding import cells, exponents
+from engine.weights.coding.cells import Substitute
+
+log = logging.getLogger(__name__)
+
+CODE_VERSION = 1  # raised when the same weights begin to give other bytes
+SUFFIXES = (cells.STREAM, exponents.EXPONENTS)  # the first field of each code: no other has it
+_WORTH = 0.75  # share of a weight's bytes that the code of exponents takes at least
+LEAST_WEIGHTS = 4096  # of a weight that is coded; smaller ones are not worth the fields
+
+
+def encode(weight: Tensor, substitute: Substitute | None) -> dict[str, Tensor] | None:
+    """Return the coded fields of a weight in CPU memory by their suffixes; None if it stays plain.
+
+    It stays plain if it is not of bfloat16, small, or would not become smaller. The fields have
+    been decoded and compared with the weight.
+
+    Args:
+        substitute: its 4-bit copy, which the decoder will have; None: there is none.
+    """
+    if weight.dtype != torch.bfloat16 or weight.numel() < LEAST_WEIGHTS:
+        return None
+    fields = None
+    if substitute is not None and cells.supports(substitute):
+        fields = cells.encode(weight, substitute)
+    if fields is None or coded_bytes(fields) > _WORTH * weight.nbytes:
+        fields = exponents.encode(weight)
+    if fields is None or coded_bytes(fields) >= weight.nbytes:
+        return None
+    again = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    decode(fields, substitute, again)
+    if not torch.equal(again.view(torch.int16), weight.contiguous().view(torch.int16)):
+        log.error("a coded weight decodes to other bits on this machine: it stays plain")
+        return None
+    return fields
+
+
+def decode(fields: Mapping[str, Tensor], substitute: Substitute | None, out: Tensor) -> None:
+    """Fill a contiguous bfloat16 weight with the weights of `encode`'s fields, on its device."""
+    if exponents.EXPONENTS in fields:
+        exponents.decode(fields, out)
+    else:
+        assert substitute is not None, "the weight was coded with a substitute"
+        cells.decode(fields, substitute, out)
+
+
+def coded_bytes(fields: Mapping[str, Tensor]) -> int:
+    """Return the bytes of coded fields."""
+    return sum(tensor.nbytes for tensor in fields.values())

@@ -1,0 +1,28 @@
+"""Escapes: the weights that a code cannot express, in a list beside the coded ones."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+PLACES = ".escape_places"  # field suffix: int32 [escapes], the numbers of these weights, ascending
+VALUES = ".escape_values"  # field suffix: int16 [escapes], their bits
+MOST_WEIGHTS = (1 << 31) - 1  # of a coded weight, because a place is an int32
+
+
+def list_escapes(weights: Tensor, is_escape: Tensor) -> dict[str, Tensor]:
+    """Return the fields of the escapes.
+
+    Args:
+        weights: the bits of all weights, int16.
+        is_escape: whether each of them is an escape, of the same shape.
+    """
+    places = is_escape.view(-1).nonzero().view(-1)
+    return {PLACES: places.to(torch.int32), VALUES: weights.view(-1)[places]}
+
+
+def put_escapes(fields: Mapping[str, Tensor], out: Tensor) -> None:
+    """Write the escapes among `fields` into decoded weights, which are contiguous."""
+    places = fields[PLACES]
+    if len(places):
+        out.view(torch.int16).view(-1)[places.long()] = fields[VALUES]

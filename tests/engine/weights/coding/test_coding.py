@@ -1,0 +1,289 @@
+"""Coded weights are decoded to the same bits, by compiled code and by operations of torch."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.compiled import compiler
+from engine.weights.coding import cells, coded, escapes, exponents
+from engine.weights.coding.cells import Substitute
+from tests.engine.weights.coding.copies import FORMS, copy_of, empty_copy, same_bits
+
+ROWS, COLUMNS = 19, 1152  # rows beside those of a vector, and a second segment
+DEMO = Path(__file__).parents[4] / "configs" / "demo" / "target" / "model.safetensors"
+
+
+def usual(*shape: int) -> Tensor:
+    return (torch.randn(shape) * 0.02).bfloat16()
+
+
+def of_bits(bits: Tensor) -> Tensor:
+    return bits.to(torch.int16).view(torch.bfloat16)
+
+
+def with_some(value: float) -> Callable[..., Tensor]:
+    def make(*shape: int) -> Tensor:
+        weight = usual(*shape)
+        weight[torch.rand(shape) < 0.01] = value
+        return weight
+
+    return make
+
+
+def outliers(*shape: int) -> Tensor:
+    weight = usual(*shape)
+    weight[:, ::32] = 40.0
+    return weight
+
+
+def constant_groups(*shape: int) -> Tensor:
+    return torch.randn(shape[0], shape[1] // 32).bfloat16().repeat_interleave(32, 1)
+
+
+WEIGHTS: dict[str, Callable[..., Tensor]] = {
+    "usual": usual,
+    "zeros": lambda *shape: torch.zeros(shape).bfloat16(),
+    "minus zeros": lambda *shape: -torch.zeros(shape).bfloat16(),
+    "some zeros": with_some(0.0),
+    "some minus zeros": with_some(-0.0),
+    "some infinities": with_some(float("inf")),
+    "some minus infinities": with_some(float("-inf")),
+    "some NaN": with_some(float("nan")),
+    "NaN of any bits": lambda *shape: of_bits(torch.randint(0x7F81, 0x8000, shape)),
+    "any bits": lambda *shape: of_bits(torch.randint(-(1 << 15), 1 << 15, shape)),
+    "subnormal": lambda *shape: of_bits(torch.randint(0, 128, shape)),
+    "tiny": lambda *shape: usual(*shape) * 2.0**-110,
+    "huge": lambda *shape: usual(*shape) * 2.0**120,
+    "constant groups": constant_groups,
+    "one value": lambda *shape: torch.full(shape, -3.0).bfloat16(),
+    "an outlier in each group": outliers,
+    "positive": lambda *shape: usual(*shape).abs(),
+    "far from zero": lambda *shape: usual(*shape) + 1,
+}
+
+
+def assert_round_trip(weight: Tensor, copy: Substitute) -> dict[str, Tensor]:
+    """Assert that both ways of coding a weight agree, and return its fields."""
+    found = cells.encode(weight, copy)
+    with compiler.switched_off():
+        wanted = cells.encode(weight, copy)
+    assert found.keys() == wanted.keys()
+    for name, field in wanted.items():
+        assert torch.equal(found[name], field), name
+    for way in (nullcontext, compiler.switched_off):
+        out = torch.full_like(weight, 7.0)
+        with way():
+            cells.decode(found, copy, out)
+        assert same_bits(out, weight), way
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_of_any_kind_keep_every_bit(kind: str, form: str) -> None:
+    assert compiler.is_available()
+    torch.manual_seed(0)
+    weight = WEIGHTS[kind](ROWS, COLUMNS)
+    assert_round_trip(weight, copy_of(weight, form))
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_exponents_of_any_kind_keep_every_bit(kind: str) -> None:
+    torch.manual_seed(0)
+    weight = WEIGHTS[kind](ROWS, COLUMNS)
+    found = exponents.encode(weight)
+    assert found is not None
+    with compiler.switched_off():
+        wanted = exponents.encode(weight)
+    assert wanted is not None
+    assert all(torch.equal(found[name], field) for name, field in wanted.items())
+    for way in (nullcontext, compiler.switched_off):
+        out = torch.full_like(weight, 7.0)
+        with way():
+            exponents.decode(found, out)
+        assert same_bits(out, weight), way
+
+
+SCALES = [
+    0.0,
+    -0.0,
+    -1.0,
+    1e-45,
+    2.0**-126,
+    2.0**-26,
+    2.0**-27,
+    2.0**-22,
+    2.0**100,
+    2.0**101,
+    3.3e38,
+]
+SCALES += [float("inf"), float("-inf"), float("nan"), 1e-8, 1.0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_scale_and_zero_can_be_coded(form: str) -> None:
+    """Every pair of special scales and zeros occurs, with every code."""
+    torch.manual_seed(0)
+    copy = empty_copy(form, len(SCALES), COLUMNS)
+    copy.pairs.random_(256)
+    special = torch.tensor(SCALES)
+    if copy.is_int4:
+        copy.scales[..., 0] = special
+        repeats = -(-len(copy.scales) // len(special))
+        copy.scales[..., 1] = special.repeat(repeats)[: len(copy.scales), None]
+    else:
+        copy.scales[:] = special[:, None]
+    for kind in ("usual", "any bits"):
+        assert_round_trip(WEIGHTS[kind](len(SCALES), COLUMNS), copy)
+
+
+@given(form=st.sampled_from(FORMS), seed=st.integers(0, 1 << 32), rows=st.integers(1, 33))
+def test_a_copy_of_other_weights_costs_only_bits(form: str, seed: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    copy = empty_copy(form, rows, 256)
+    for field in (copy.pairs, copy.scales.view(torch.uint8)):
+        field.random_(256, generator=generator)
+    bits = torch.randint(-(1 << 15), 1 << 15, (rows, 256), generator=generator)
+    assert_round_trip(of_bits(bits), copy)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_weights_near_zero_are_escapes(form: str) -> None:
+    torch.manual_seed(0)
+    weight = usual(64, 1024)
+    copy = copy_of(weight, form)
+    listed = cells.encode(weight, copy)[escapes.PLACES].long()
+    grouped = weight.float().view(64, -1, copy.group)
+    step = ((grouped.amax(-1) - grouped.amin(-1)) / 15).repeat_interleave(copy.group, 1)
+    assert len(listed)
+    assert bool((weight.float().abs() < step / 100).view(-1)[listed].all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_groups_of_zeros_take_no_bits_and_other_zeros_few(form: str) -> None:
+    torch.manual_seed(0)
+    weight = usual(64, 1024)
+    weight[:, :512] = 0  # whole groups
+    whole = cells.encode(weight, copy_of(weight, form))
+    assert 8 * coded.coded_bytes(whole) / weight.numel() < 4.1
+    weight = usual(64, 1024)
+    weight[torch.rand(weight.shape) < 0.5] = 0
+    some = cells.encode(weight, copy_of(weight, form))
+    assert 8 * coded.coded_bytes(some) / weight.numel() < 10
+    assert len(some[escapes.PLACES]) < weight.numel() / 200
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_number_of_threads_gives_the_same_bits(form: str) -> None:
+    torch.manual_seed(0)
+    weight, before = usual(300, 1024), torch.get_num_threads()
+    copy, found = copy_of(weight, form), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            fields, out = cells.encode(weight, copy), torch.empty_like(weight)
+            cells.decode(fields, copy, out)
+            assert same_bits(out, weight)
+            found.append(fields)
+    finally:
+        torch.set_num_threads(before)
+    for fields in found[1:]:
+        assert all(torch.equal(found[0][name], field) for name, field in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("form", "most"), [("int4 32", 7.5), ("int4 64", 7.6), ("int4 128", 7.7), ("nf4 64", 7.4)]
+)
+def test_normally_distributed_weights_take_few_bits(form: str, most: float) -> None:
+    torch.manual_seed(0)
+    weight = usual(256, 1024)
+    for importance in (None, torch.rand(1024) ** 4):  # also with scales that clip weights
+        fields = coded.encode(weight, copy_of(weight, form, importance))
+        assert fields is not None and cells.STREAM in fields
+        assert 8 * coded.coded_bytes(fields) / weight.numel() < most
+    fields = coded.encode(weight, None)
+    assert fields is not None and exponents.EXPONENTS in fields
+    assert 8 * coded.coded_bytes(fields) / weight.numel() < 12.1
+
+
+def test_trained_weights_take_few_bits() -> None:
+    """The weights of one layer and the head of the demo model."""
+    tensors = load_file(DEMO)
+    chosen = [w for name, w in tensors.items() if ".1." in name or "lm_head" in name]
+    weights = [weight.bfloat16() for weight in chosen if weight.dim() == 2]
+    assert len(weights) >= 7
+    for form, most in [("int4 32", 7.9), ("int4 64", 7.9), ("nf4 64", 7.9), ("", 12.2)]:
+        nbytes = 0
+        for weight in weights:
+            fields = coded.encode(weight, copy_of(weight, form) if form else None)
+            assert fields is not None
+            nbytes += coded.coded_bytes(fields)
+        assert 8 * nbytes / sum(weight.numel() for weight in weights) <= most, form
+
+
+@pytest.mark.parametrize(
+    ("weight", "form"),
+    [
+        (torch.randn(64, 128), "int4 32"),  # float32
+        (usual(2, 128), "int4 32"),  # small
+        (WEIGHTS["any bits"](64, 128), "int4 32"),  # nothing is saved
+        (WEIGHTS["any bits"](64, 128), ""),
+        (usual(67, 67), ""),  # an odd number
+    ],
+)
+def test_what_is_not_worth_it_stays_plain(weight: Tensor, form: str) -> None:
+    assert coded.encode(weight, copy_of(weight, form) if form else None) is None
+
+
+def test_a_useless_copy_leads_to_the_other_code() -> None:
+    torch.manual_seed(0)
+    weight = usual(64, 128)
+    copy = copy_of(weight * 1000, "int4 32")
+    copy.scales.mul_(-1)
+    fields = coded.encode(weight, copy)
+    assert fields is not None and exponents.EXPONENTS in fields
+    out = torch.empty_like(weight)
+    coded.decode(fields, copy, out)
+    assert same_bits(out, weight)
+
+
+@pytest.mark.parametrize("damage", ["stream", "starts", "copy"])
+def test_damaged_fields_reach_no_other_memory(damage: str) -> None:
+    """The checksums of units find damage; the decoder must end nevertheless."""
+    torch.manual_seed(0)
+    weight = usual(64, 2048)
+    copy = copy_of(weight, "int4 32")
+    fields = cells.encode(weight, copy)
+    if damage == "stream":
+        fields[cells.STREAM] = fields[cells.STREAM][:100].clone()
+    elif damage == "starts":
+        fields[cells.STARTS].random_(-(1 << 31), 1 << 31)
+    else:
+        copy.pairs.random_(256)
+    for way in (nullcontext, compiler.switched_off):
+        out = torch.empty_like(weight)
+        with way():
+            cells.decode(fields, copy, out)
+        assert not same_bits(out, weight)
+
+
+def test_an_encoder_that_is_wrong_is_found(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = usual(64, 128)
+    right = cells.encode
+
+    def wrong(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
+        fields = right(weight, substitute)
+        fields[cells.STREAM][7] ^= 1
+        return fields
+
+    monkeypatch.setattr(cells, "encode", wrong)
+    assert coded.encode(weight, copy_of(weight, "int4 32")) is None
+    assert "decodes to other bits" in caplog.text
