@@ -34,13 +34,8 @@ async def list_models(request: Request) -> ModelList:
     return {"object": "list", "data": [_describe(entry, loaded) for entry in ordered.values()]}
 
 
-@api.get("/models/{model_id:path}")
-async def get_model(request: Request, model_id: str) -> Model:
-    """Describe the model that requests with this name get. Ids may contain slashes."""
-    state = state_of(request)
-    return _describe(state.registry.find(model_id), state.models.ready)
-
-
+# These two are before GET, whose ids may contain slashes: the first route that has a path names its
+# methods in the answer to another method.
 @api.post("/models/{model_id:path}/load", None, Model)
 async def load_model(request: Request, model_id: str) -> Response:
     """Load a model in its turn, as a request for it would, and answer when it is loaded."""
@@ -68,6 +63,13 @@ async def unload_model(
     entry, grace = state.registry.named(model_id), received.body.grace
     await state.models.unload(entry, state.settings.shutdown_timeout if grace is None else grace)
     return JSONResponse(_describe(entry, state.models.ready))
+
+
+@api.get("/models/{model_id:path}")
+async def get_model(request: Request, model_id: str) -> Model:
+    """Describe the model that requests with this name get. Ids may contain slashes."""
+    state = state_of(request)
+    return _describe(state.registry.find(model_id), state.models.ready)
 
 
 def _describe(entry: ModelEntry, loaded: LoadedModel | None) -> Model:

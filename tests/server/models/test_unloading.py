@@ -158,6 +158,14 @@ async def test_foreign_pages_neither_load_nor_unload(
     assert engines.loads == (["main"] if what == "load" else [])
 
 
+@pytest.mark.parametrize("what", ["load", "unload"])
+async def test_another_method_is_refused_with_the_right_one(
+    client: httpx.AsyncClient, what: str
+) -> None:
+    answer = await client.put(f"/v1/models/main/{what}")
+    assert error_of(answer, 405) and answer.headers["allow"] == "POST"
+
+
 async def test_the_key_is_needed(make_app: MakeApp, engines: FakeEngines) -> None:
     async with client_of(make_app(keys=("secret",))) as client:
         error_of(await load(client), 401)
