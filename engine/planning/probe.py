@@ -226,7 +226,7 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
     seconds = dict.fromkeys(sorted({1, width, 8 * width}), 0.0)
     with torch.inference_mode():
         for shape, count in products.items():
-            product = _Product(shape, blueprint, device, kernel)
+            product = _Product(shape, count, blueprint, device, kernel)
             for rows in seconds:
                 seconds[rows] += count * product.seconds(rows)
     times = StepTimes()
@@ -248,10 +248,20 @@ def _joined_shapes(unit: nn.Module) -> Counter[tuple[int, int]]:
 
 
 class _Product:
-    """A 4-bit product of a draft, or some rows of its weight, in order to time it."""
+    """A 4-bit product of a draft, or some rows of its weight, in order to time it.
+
+    Args:
+        shape: of the weight, (out, in).
+        count: the weights of this shape in the draft.
+    """
 
     def __init__(
-        self, shape: tuple[int, int], blueprint: Blueprint, device: Device, kernel: Kernel
+        self,
+        shape: tuple[int, int],
+        count: int,
+        blueprint: Blueprint,
+        device: Device,
+        kernel: Kernel,
     ) -> None:
         self._device = device
         here, group = device.torch_device, blueprint.spec.draft.group
@@ -263,8 +273,8 @@ class _Product:
         stored = stored_tensors("weight", spec, group, here, kernel)
         fields = {name: torch.zeros(size, dtype=kind) for name, (kind, size) in stored.items()}
         nbytes = sum(field.nbytes for field in fields.values())
-        # A draft step reads so many weights that none of them is in a GPU's cache.
-        copies = -(-CACHED_BYTES // nbytes) if device.has_own_memory else 1
+        # A draft step of a large model reads so many weights that none is in a GPU's cache.
+        copies = min(-(-CACHED_BYTES // nbytes), count) if device.has_own_memory else 1
         self._copies = [linear(fields, "", here) for _ in range(copies)]
         self._share = out_features / part / copies
 
