@@ -119,6 +119,7 @@ class LoadedTarget:
     decoder: Decoder
     cache: KVCache
     num_nodes: int = 0  # of its drafts, for which recurrent layers have memory
+    is_coded: bool = False  # whether weights will travel in a code that needs the draft's copies
 
 
 # Builds the draft once the target is loaded: a model, a look-up, or nothing.

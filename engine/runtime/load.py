@@ -138,7 +138,11 @@ def _load_as_planned(
         cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
         layers = WholeLayers(reader, files.units.layers)
-        draft = build(LoadedTarget(files.tensors, layers, stream, decoder, cache, plan.num_nodes))
+        draft = build(
+            LoadedTarget(
+                files.tensors, layers, stream, decoder, cache, plan.num_nodes, scheme.coded
+            )
+        )
         if scheme.coded:  # by the 4-bit copies of the draft
             copies = draft.copies if isinstance(draft, DraftModel) else None
             reader = files.make_coded_reader(copies)

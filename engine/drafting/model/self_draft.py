@@ -145,7 +145,7 @@ class _Parts:
     def substituted_decoder(self) -> tuple[Decoder, WeightCopies | None]:
         """Return a decoder with substitutes. They are made first if the cache has none.
 
-        Return the 4-bit copies in it too, if weights can be coded by them.
+        Return the 4-bit copies in it too, if weights are to be coded and can be by them.
         """
         context = self._context
         kernel = self._kernel()
@@ -168,7 +168,7 @@ class _Parts:
             decoder, modules = self.decoder(units)
             own = {i: part for i, part in enumerate(modules) if i not in self._shared}
             copies = None
-            if (by_layer := find_copies(own)) is not None:
+            if self._target.is_coded and (by_layer := find_copies(own)) is not None:
                 copies = WeightCopies(units, by_layer)
                 closing_units.pop_all()  # weights are coded by them, also when one is damaged
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
