@@ -273,7 +273,7 @@ class _Product:
         stored = stored_tensors("weight", spec, group, here, kernel)
         fields = {name: torch.zeros(size, dtype=kind) for name, (kind, size) in stored.items()}
         nbytes = sum(field.nbytes for field in fields.values())
-        # A draft step of a large model reads so many weights that none is in a GPU's cache.
+        # The weights of a large model do not stay in a GPU's cache from one step to the next.
         copies = min(-(-CACHED_BYTES // nbytes), count) if device.has_own_memory else 1
         self._copies = [linear(fields, "", here) for _ in range(copies)]
         self._share = out_features / part / copies

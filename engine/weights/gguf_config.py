@@ -69,7 +69,7 @@ _FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-# Parts of the keys and values, which a layer lacks that uses those of another.
+# Parts of keys and values. A layer that uses the keys and values of another layer lacks them.
 _SHARED = frozenset({"attn_k", "attn_v", "attn_k_norm"})
 
 

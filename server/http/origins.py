@@ -23,7 +23,8 @@ NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
 LITERAL = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"  # an IPv6 address, optionally with a zone
 AUTHORITY = re.compile(rf"({LITERAL}|{NAME})(?::[0-9]*)?")
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s,/]*)")
-# These routes unload what other clients use. Of web pages only those of this server may use them.
+# These routes unload models that other clients use. The only web pages that may use them are
+# pages of this server.
 CONTROL = re.compile(r"(?:/v1)?/models/.+/(?:load|unload)")
 MAX_QUOTED = 80  # characters of a refused header that its error quotes
 KEYS_DISABLE_THIS = "Requests are not checked in this way when API keys are set."

@@ -1,4 +1,4 @@
-"""The sums over the passes of one engine: of all passes, and of those of the last seconds."""
+"""Sums over all passes of one engine, and over its passes in the last seconds."""
 
 import time
 from collections import deque

@@ -24,7 +24,7 @@ LOWEST_PRIORITY = 19  # running requests go first
 
 @dataclass(frozen=True)
 class Machine:
-    """The figures of a machine that replace those of this one; None: they are not replaced."""
+    """Figures that replace what is measured on this machine; None: the measured figure is used."""
 
     device_memory: int | None = None  # bytes of a CUDA card
     ram: int | None = None  # bytes

@@ -15,7 +15,7 @@ _FIELDS = {
     cells.STREAM: (cells.STREAM, cells.STARTS, PLACES, VALUES),
     exponents.EXPONENTS: (*exponents.FIELDS, PLACES, VALUES),
 }
-# Bits of a coded weight that plans expect: those of int4 in groups of 64, and a little more.
+# Bits of a coded weight that plans expect: slightly more than int4 copies in groups of 64 give.
 CELL_BITS, EXPONENT_BITS = 7.7, 12.1
 
 

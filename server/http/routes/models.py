@@ -1,4 +1,4 @@
-"""The routes of /v1/models: those of the OpenAI API, and two that load and unload a model."""
+"""The routes of /v1/models: the OpenAI API lists models, and two more load and unload one."""
 
 from collections.abc import AsyncGenerator
 from typing import Annotated
