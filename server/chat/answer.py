@@ -13,7 +13,7 @@ from server.chat.generation import Job, Output, generate
 from server.chat.grammars import name_grammar_field
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.answers import Costs, Source
 from server.schemas.chat import ChatRequest
 from server.schemas.completions import CompletionRequest

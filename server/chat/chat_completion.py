@@ -12,7 +12,7 @@ from server.chat.prepare import prepare
 from server.chat.received import ChatSource
 from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest, TranslatedChat
 

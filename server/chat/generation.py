@@ -17,7 +17,7 @@ from engine.messages import (
 )
 from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait, in_line
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from server.chat.prepare import prepare_texts
 from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
 from server.chat.text_writer import TextWriter
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.answers import TextCompletion
 from server.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 

@@ -61,10 +61,11 @@ def _row(model: ModelStatus, status: ServerStatus, url: str) -> tuple[str, ...]:
 
 
 def state_text(model: ModelStatus) -> str:
-    """Return the state of a model, with what its load has reached."""
+    """Return the state of a model, with what its load has reached, or how long it stays."""
     step = model.get("step")
     if step is None:
-        return model["state"]
+        left = model.get("unloads_in")
+        return model["state"] if left is None else f"{model['state']}, {left:.0f} s left"
     percent = f" {100 * step['done'] // step['total']} %" if step["total"] else ""
     return f"{model['state']}: {step['what']}{percent}"
 

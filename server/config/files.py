@@ -14,7 +14,8 @@ from server.config.yaml_file import parse_yaml
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*")
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_NUMBER = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*")
 
 
 LARGEST_FILE = 128 << 10  # bytes; the YAML parser takes two seconds for a file of this size
@@ -40,10 +41,23 @@ def parse_size(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    match = _SIZE.fullmatch(value)
+    match = _NUMBER.fullmatch(value)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f'{shown(value)} is not a size; write for example "8GiB", "500MB" or 4096')
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_duration(value: object) -> object:
+    """Return the number of seconds of a time such as "90s", "10m" or "2h".
+
+    Values that are no text are returned unchanged. Raises `ValueError` for text that is no time.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _NUMBER.fullmatch(value)
+    if match is None or match[2].lower() not in _SECONDS:
+        raise ValueError(f'{shown(value)} is not a time; write for example "90s", "10m" or "2h"')
+    return float(match[1]) * _SECONDS[match[2].lower()]
 
 
 def _auto(value: object) -> object:

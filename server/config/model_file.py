@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from engine.drafting.method import facts_of
 from engine.drafting.methods import available
@@ -23,7 +23,7 @@ from engine.spec import (
     TargetSpec,
     Tier,
 )
-from server.config.files import Auto, ConfigError, Section, Size, read_section
+from server.config.files import Auto, ConfigError, Section, Size, parse_duration, read_section
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")  # with a quantization of GGUF files
 GGUF = ".gguf"
@@ -35,12 +35,23 @@ Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[Size, Field(ge=2**20)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+LONGEST_IDLE_S = 366 * 86_400
 
 
 def _device(value: str | None) -> str | None:
     if value is not None and not DEVICE.fullmatch(value):
         raise ValueError('write "auto", "cpu" or "cuda:0"')
     return value
+
+
+def _idle_time(value: object) -> object:
+    return None if value == "never" else parse_duration(value)
+
+
+IdleTime = Annotated[
+    Annotated[float, Field(ge=1, le=LONGEST_IDLE_S)] | None, BeforeValidator(_idle_time)
+]
+"""`never` in a file, `None` inside; otherwise seconds."""
 
 
 def _method(value: str | None) -> str | None:
@@ -191,6 +202,7 @@ class ModelFile(Section):
     chat_template: str | None = None  # the template itself, or the name of a .jinja file
     parsers: ParsersSection = ParsersSection()
     audit: Probability = 0.0  # share of finished answers that are checked in idle time
+    idle_unload: IdleTime = None  # unload the model after this time without a request
 
     @model_validator(mode="after")
     def _simulated_link_is_on_cpu(self) -> Self:

@@ -44,6 +44,7 @@ class ModelEntry:
     aliases: tuple[str, ...] = ()
     chat_template: str | None = None
     parsers: ParsersSection = field(default_factory=ParsersSection)
+    idle_unload: float | None = None  # seconds without a request, then it is unloaded; None: never
     path: Path | None = None  # its YAML file; None: made from the command line
 
 
@@ -133,6 +134,7 @@ def read_entry(path: Path, model_id: str) -> ModelEntry:
         aliases=file.aliases,
         chat_template=file.chat_template,
         parsers=file.parsers,
+        idle_unload=file.idle_unload,
         path=path,
     )
 

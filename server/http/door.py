@@ -18,7 +18,7 @@ from server.http.measure import measurement_of
 from server.http.respond import pace_of, respond
 from server.http.state import state_of
 from server.http.stream import Dialect, whole_answer
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.answers import ChatChunk
 from server.schemas.chat import ChatRequest
 from server.schemas.fields import GenerationBody

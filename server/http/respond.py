@@ -15,7 +15,7 @@ from server.errors import ApiError, as_api_error
 from server.http.measure import measurement_of
 from server.http.state import state_of
 from server.http.stream import OPENAI, Dialect, Pace, streamed_answer, whole_answer
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.fields import GenerationBody
 
 log = logging.getLogger("understudy")

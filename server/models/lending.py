@@ -10,29 +10,23 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
-from engine.parsing.selection import (
-    FALLBACK,
-    Formats,
-    format_names,
-    formats_of,
-    known_formats,
-)
+from engine.parsing.selection import format_names, formats_of
 from engine.process.client import EngineClient
 from engine.process.engine_process import EngineCallbacks
 from engine.spec import ModelSpec
-from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
 from server.errors import ApiError
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
+from server.models.idle import IdleTimer
+from server.models.loaded_model import LoadedModel
 from server.models.statistics import EngineStatistics
 from server.text.client import TextWork
-from server.text.messages import TextFacts
 
 log = logging.getLogger("understudy")
 
@@ -54,55 +48,6 @@ class EngineFactory(Protocol):
     def __call__(
         self, spec: ModelSpec, *, max_queue: int, callbacks: EngineCallbacks
     ) -> EngineClient: ...
-
-
-@dataclass
-class LoadedModel:
-    """A model whose engine was started, with the number of requests that hold it."""
-
-    entry: ModelEntry
-    engine: EngineClient
-    info: ModelInfo
-    text: TextWork  # runs work with the model's tokenizer
-    facts: TextFacts
-    statistics: EngineStatistics
-    formats: Formats  # the formats of tool calls and reasoning in its answers
-    num_borrowers: int = 0
-
-    @property
-    def sampling(self) -> SamplingSection:
-        """The sampling defaults: of the model's file, else of its generation_config.json."""
-        return self.entry.sampling.over(self.info.sampling)
-
-    def borrow(self) -> Self:
-        """Count one more request that holds the model, and return the model."""
-        self.num_borrowers += 1
-        return self
-
-    def give_back(self) -> None:
-        """Count one request less that holds the model."""
-        self.num_borrowers -= 1
-
-    async def restart(self, timeout: float) -> None:
-        """Wait until the restarting engine is ready again.
-
-        Raises `ApiError` 503 after `timeout` seconds.
-        """
-        try:
-            self.info = await self.engine.ready(timeout)
-        except TimeoutError as error:
-            message = "The engine restarts; try again later."
-            raise ApiError.unavailable(message, "model_loading") from error
-
-    @property
-    def has_tool_format(self) -> bool:
-        """Whether answers are read in a known format of tool calls, not in words of the server."""
-        return self.formats.tools is not known_formats()[FALLBACK]
-
-    @property
-    def usable(self) -> bool:
-        """Whether the engine can still serve; if not, the model has to be loaded again."""
-        return self.engine.state not in ("failed", "closed")
 
 
 @dataclass
@@ -141,6 +86,7 @@ class Models:
         self._loading: ModelEntry | None = None
         self._step: LoadProgress | None = None  # the latest one, of a load or a restart
         self._unloading = False
+        self._idle = IdleTimer(self._unload_idle)
         self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -165,6 +111,11 @@ class Models:
     def is_unloading(self) -> bool:
         """Whether the model in memory is being unloaded because somebody asked for it."""
         return self._unloading
+
+    @property
+    def idle_seconds_left(self) -> float | None:
+        """The seconds until the model in memory is unloaded if no request comes; None: it stays."""
+        return self._idle.seconds_left
 
     @property
     def step(self) -> LoadProgress | None:
@@ -212,14 +163,12 @@ class Models:
         current = self._current
         if current is None or current.entry.id != entry.id or self._closed:
             return
-        self._unloading = True
-        self._swap = asyncio.create_task(self._unload(current, grace), name=f"unload {entry.id}")
-        self._swap.add_done_callback(self._unloaded)
-        await asyncio.wait([self._swap])
+        await asyncio.wait([self._begin_unload(current, grace, "as asked")])
 
     def drain(self) -> None:
         """Refuse new and waiting requests and cancel a load; running requests may finish."""
         self._closed = True
+        self._idle.end()
         if self._swap is not None:
             self._swap.cancel()
         self._refuse(list(self._waiters), EngineDied(SHUTTING_DOWN, "engine_closed"))
@@ -290,6 +239,8 @@ class Models:
     def _give_back(self, model: LoadedModel) -> None:
         model.give_back()
         self._returned.set()
+        if model is self._current and not model.num_borrowers:
+            self._idle.begin(model)
         self._advance()
 
     def _advance(self) -> None:
@@ -302,8 +253,10 @@ class Models:
             entry = self._waiters[0].entry
             current = self._current
             if current is not None and current.entry.id == entry.id and current.usable:
+                self._idle.end()
                 self._waiters.popleft().granted.set_result(current.borrow())
             elif current is None or current.num_borrowers == 0:
+                self._idle.end()
                 self._loading, self._step = entry, None
                 self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
@@ -360,14 +313,28 @@ class Models:
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
         self._advance()
 
-    async def _unload(self, model: LoadedModel, grace: float) -> None:
+    def _unload_idle(self, model: LoadedModel) -> None:
+        if model is self._current and self._swap is None:
+            self._begin_unload(model, 0.0, f"idle for {model.entry.idle_unload:g} s")
+
+    def _begin_unload(self, model: LoadedModel, grace: float, why: str) -> asyncio.Task[None]:
+        self._idle.end()
+        self._unloading = True
+        unloading = self._unload(model, grace, why)
+        self._swap = asyncio.create_task(unloading, name=f"unload {model.entry.id}")
+        self._swap.add_done_callback(self._unloaded)
+        return self._swap
+
+    async def _unload(self, model: LoadedModel, grace: float, why: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 while model.num_borrowers:
                     self._returned.clear()
                     await self._returned.wait()
-        log.info("unloading %s, as asked", model.entry.id)
+        log.info("unloading %s, %s", model.entry.id, why)
         await model.engine.close()
+        if not model.num_borrowers:
+            self.text.rest()
         self._current = None
 
     def _unloaded(self, _: asyncio.Task[None]) -> None:

@@ -1,7 +1,8 @@
 """The state of the models and their engine at one moment. Reading it never loads a model."""
 
 from server.config.registry import ModelEntry, Registry
-from server.models.lending import LoadedModel, Models
+from server.models.lending import Models
+from server.models.loaded_model import LoadedModel
 from server.schemas.status import EngineStatus, ModelState, ModelStatus, ServerStatus
 from server.version import version
 
@@ -51,6 +52,8 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
         status["tiers"] = dict(info.tiers)
         status["draft"] = info.draft_method
         status["plan"] = info.plan
+        if state == "loaded" and (left := models.idle_seconds_left) is not None:
+            status["unloads_in"] = round(left, 1)
     return status
 
 

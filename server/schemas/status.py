@@ -32,6 +32,7 @@ class ModelStatus(TypedDict):
     tiers: NotRequired[dict[str, int]]  # the number of units of weights in each tier
     draft: NotRequired[str]  # the drafting method
     plan: NotRequired[str]  # where the weights are, as text
+    unloads_in: NotRequired[float]  # seconds, if no request comes (`idle_unload`)
 
 
 class QueueStatus(TypedDict):

@@ -41,6 +41,9 @@ class TextWork(Protocol):
     def renew(self) -> None:
         """Start whatever is needed to load another tokenizer."""
 
+    def rest(self) -> None:
+        """Give memory back after the model was unloaded; running calls are finished."""
+
     async def load(self, folder: str, chat_template: str | None) -> TextFacts:
         """Load the tokenizer of a folder and return what the front end needs to know of it.
 
@@ -153,6 +156,7 @@ class TextProcess:
         self._model: tuple[str, str | None] | None = None  # folder and template of the tokenizer
         self._up = asyncio.Event()  # set while there is a host
         self._watching: set[asyncio.Task[None]] = set()
+        self._is_reviving = False  # a host has died, and another one is being started
         self._delay = 0.0
         self._num_forked = 0
         self._closed = False
@@ -165,6 +169,17 @@ class TextProcess:
         if self._host is None or self._host.was_used:
             self._model = None
             self._start()
+
+    def rest(self) -> None:
+        """End the host, which frees its memory; running calls are finished.
+
+        The next call or load starts another one.
+        """
+        if self._host is not None:
+            self._host.retire()
+            self._drop_idle()
+            self._host = self._model = None
+            self._up.clear()
 
     async def load(self, folder: str, chat_template: str | None) -> TextFacts:
         """Load the tokenizer of a folder and return what the front end needs to know of it.
@@ -255,7 +270,7 @@ class TextProcess:
 
         Raises `ApiError` 503 if it takes more than `RESTART_WAIT_S`, `EngineDied` after `close`.
         """
-        if self._host is None and not self._watching:
+        if self._host is None and not self._is_reviving and not self._closed:
             self._start()
         try:
             async with asyncio.timeout(RESTART_WAIT_S):
@@ -351,6 +366,7 @@ class TextProcess:
             "this goes on, the system may be short of memory.",
             host.exit_code,
         )
+        self._is_reviving = True
         while self._host is None and not self._closed:
             await asyncio.sleep(self._delay)
             self._delay = min(max(2 * self._delay, FIRST_DELAY_S), LONGEST_DELAY_S)
@@ -358,6 +374,7 @@ class TextProcess:
                 self._start()
             except OSError as error:
                 log.error("The text process could not be started: %s. It is tried again.", error)
+        self._is_reviving = False
 
 
 def fault_of(ended: Ended, lane: Lane) -> ApiError | None:

@@ -20,6 +20,9 @@ class FakeText:
     def renew(self) -> None:
         """There is nothing to prepare."""
 
+    def rest(self) -> None:
+        self._tokenizer = None
+
     async def load(self, folder: str, chat_template: str | None) -> TextFacts:
         self._tokenizer = load_fake_tokenizer(folder, chat_template)
         return TextFacts(self._tokenizer.bytes, self._tokenizer.template)

@@ -13,7 +13,7 @@ from server.doors.messages.request import NAMES, chat_fields
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.door import answer_of_model, chat_of, count_of, respond_in
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.message_answers import (
     CountedTokens,
     MessageAnswer,

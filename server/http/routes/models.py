@@ -13,7 +13,7 @@ from server.http.body import body_of
 from server.http.respond import pace_of
 from server.http.state import state_of
 from server.http.stream import whole_answer
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.answers import Capability, Model, ModelList
 from server.schemas.status import UnloadRequest
 

@@ -12,7 +12,7 @@ from server.http.api import Api
 from server.http.body import body_of
 from server.http.door import answer_of_model, count_input_tokens
 from server.http.measure import measurement_of
-from server.models.lending import LoadedModel
+from server.models.loaded_model import LoadedModel
 from server.schemas.chat import ChatRequest
 from server.schemas.tokens import (
     Detokenized,

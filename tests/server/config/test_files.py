@@ -186,6 +186,7 @@ max_sequences: auto
 aliases: [gpt-4o-mini]
 sampling: {temperature: 0.7, top_p: 0.8}
 audit: 0.01
+idle_unload: 10m
 """
     entry = read(write("models/qwen2.5-7b.yaml", text))
     spec = entry.spec
@@ -194,7 +195,7 @@ audit: 0.01
     assert spec.memory == MemorySpec(8 * 2**30, 24 * 2**30, 200 * 2**30)
     assert spec.stream == StreamSpec(slots=3)
     assert (spec.device, spec.numerics, spec.context_length) == ("cuda:0", "strict", 16384)
-    assert spec.audit == 0.01
+    assert (spec.audit, entry.idle_unload) == (0.01, 600)
     assert entry.aliases == ("gpt-4o-mini",)
     assert (entry.sampling.temperature, entry.sampling.top_p) == (0.7, 0.8)
 
@@ -226,6 +227,12 @@ audit: 0.01
         ("target: {source: a/b}\naudit: 1.5", ["audit", "less than or equal to 1"]),
         ("target: {source: a/b}\naudit: -0.1", ["audit"]),
         ("target: {source: a/b}\naudit: often", ["audit"]),
+        (
+            "target: {source: a/b}\nidle_unload: soon",
+            ["idle_unload", "'soon' is not a time", "10m"],
+        ),
+        ("target: {source: a/b}\nidle_unload: 0", ["idle_unload", "equal to 1"]),
+        ("target: {source: a/b}\nidle_unload: 9000d", ["idle_unload", "less than"]),
         ("target: {source: ./missing}", ["target.source", "./missing"]),
         ("target: {source: just-a-name}", ["target.source", "neither a folder, a GGUF file"]),
         ("target: {source: a/b}\nparsers: {tool: x}", ["parsers.tool", "unknown key", "reasoning"]),

@@ -1,6 +1,7 @@
 """Calls in a text process: what one does to its worker is its own affair."""
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -49,6 +50,10 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def has_ended(pid: int) -> bool:
+    return not is_alive(pid)
 
 
 # what is called, with what -> the error's code, parameter, and a part of its message
@@ -149,6 +154,26 @@ async def test_a_host_that_dies_is_replaced_and_nobody_is_told(
         file.unlink()
         await running
         assert caplog.text.count("The text process ended") == 1
+
+
+async def test_at_rest_the_host_has_ended_and_calls_that_run_are_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "running"
+    async with text_process(replace(SMALL, seconds=60)) as text:
+        text.rest()  # no host was started yet
+        for _ in range(3):
+            old = await text.call(work.host, b"")
+            running = asyncio.create_task(text.call(work.wait_for, b"", str(file)))
+            await until(lambda: file.exists() and file.read_text() != "")
+            text.rest()
+            assert await text.call(work.host, b"") != old, "the next call starts another host"
+            text.rest()
+            await until(functools.partial(has_ended, old))
+            file.unlink()
+            await running
+        assert (await text.load(str(DEMO), None)).template, "so does the next load"
+    assert caplog.text == "", "nothing died"
 
 
 async def test_a_call_that_is_cancelled_ends_its_worker(tmp_path: Path) -> None:
