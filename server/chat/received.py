@@ -16,8 +16,8 @@ from server.schemas.fields import Body
 from server.schemas.message_bodies import CountTokensRequest, MessagesRequest
 from server.schemas.response_bodies import ResponseRequest
 from server.schemas.tokens import DetokenizeRequest, TokenizeRequest
-from server.text.client import TextWork
 from server.text.limits import LARGE_BODY
+from server.text.work import TextWork
 
 BodyT = TypeVar("BodyT", bound=Body)
 

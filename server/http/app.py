@@ -26,7 +26,8 @@ from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.models.planner import Planner
-from server.text.client import TextProcess, TextWork
+from server.text.client import TextProcess
+from server.text.work import TextWork
 
 # The modules of the functions that the text process runs, which it imports at its start.
 TEXT_MODULES = (

@@ -26,7 +26,7 @@ from server.metrics.wait_status import Wait, in_line
 from server.models.idle import IdleTimer
 from server.models.loaded_model import LoadedModel
 from server.models.statistics import EngineStatistics
-from server.text.client import TextWork
+from server.text.work import TextWork
 
 log = logging.getLogger("understudy")
 

@@ -10,8 +10,8 @@ from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.errors import ApiError
 from server.models.statistics import EngineStatistics
-from server.text.client import TextWork
 from server.text.messages import TextFacts
+from server.text.work import TextWork
 
 
 @dataclass
