@@ -177,10 +177,13 @@ class KVCache(Pages):
 
         Args:
             table: a table that has room for the rows (`reserve`).
-            source_slots: slot numbers in the order of the tokens, [rows] int64.
+            source_slots: slot numbers in the order of the tokens, [rows] int64. States of recurrent
+                layers include these rows already.
         """
         assert table.length + len(source_slots) <= table.capacity, "no room: reserve first"
         self.pool.copy_rows(source_slots, table.pages, table.length)
+        if table.state is not None:
+            table.state.extend(range(len(source_slots)))
         table.extend_prefix(len(source_slots))
 
     def publish(self, table: PageTable, tokens: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,9 +265,3 @@ def test_the_audit_runs_an_answer_again_with_states_of_its_own(family: str) -> N
 def test_only_layers_with_attention_have_keys_and_values() -> None:
     layers = {family: kv_shape(tiny_config(family)).num_layers for family in HYBRIDS}
     assert layers == {**dict.fromkeys(HYBRIDS, 1), "falcon_h1": 3}
-
-
-def test_drafts_with_recurrent_layers_are_refused_with_advice(tmp_path: Path) -> None:
-    folder = checkpoint("lfm2")
-    with pytest.raises(ModelError, match=r"draft\.source: .* has recurrent layers"):
-        load(checkpoint("llama"), DraftSpec("specexec", source=str(folder), **SMALL))
