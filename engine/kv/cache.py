@@ -27,6 +27,7 @@ from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.kv.pages import Pages
 from engine.kv.stored_states import StoredState, StoredStates
+from engine.messages import StateStats
 from engine.recurrent.states import SequenceState, StatePool
 
 
@@ -59,6 +60,14 @@ class KVCache(Pages):
     def num_host_pages(self) -> int:
         """The number of idle pages that are stored in host memory."""
         return self._host.num_stored
+
+    def take_state_stats(self) -> StateStats | None:
+        """Return the figures of states, with counts since the last call; None if there are none."""
+        if self.states is None or self._stored is None:
+            return None
+        running, stored = self.states.num_running, self._stored
+        nbytes = (running + stored.num_stored) * self.states.state_bytes
+        return StateStats(running, stored.num_stored, nbytes, *stored.take_counts())
 
     def num_pages_to_open(self, tokens: Sequence[int], salt: int = 0) -> int:
         """Return how many free pages `open` and `reserve` take for a sequence of these tokens.

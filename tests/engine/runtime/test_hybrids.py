@@ -9,7 +9,7 @@ import torch
 
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
-from engine.messages import Failed, Generate
+from engine.messages import Failed, Generate, StateStats
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import kv_shape
@@ -250,6 +250,32 @@ def test_states_that_save_the_fewest_tokens_are_dropped_first() -> None:
     found, _ = cached(engine, "again", prompt(150, 100 + most - 1), max_tokens=2)
     assert found == 128
     check_books(engine)
+
+
+def test_a_pass_reports_states_in_use_hits_and_evictions() -> None:
+    engine, first = load(checkpoint("qwen3_next"), PLAIN, max_sequences=2), prompt(150, 7)
+    states, most = engine._cache.states, engine._loaded.plan.stored_states
+    assert states is not None and engine.info.num_states == states.num_states == 2 + most
+    one = states.state_bytes
+    assert (
+        sum(own.states[0].nbytes + own.windows[0].nbytes for own in states.layers.values()) == one
+    )
+
+    def reported(tokens: list[int]) -> StateStats:
+        cached(engine, "r", tokens, max_tokens=1)
+        assert engine.last_pass is not None and engine.last_pass.states is not None
+        return engine.last_pass.states
+
+    assert reported(first) == StateStats(0, 3, 3 * one, hits=0, evictions=0)
+    # Of the two states at page borders, that at the first one is stored already.
+    assert reported([*first, 5, 6]) == StateStats(0, 4, 4 * one, hits=1, evictions=0)
+    for number in range(most):
+        last = reported(prompt(150, 100 + number))
+    assert last == StateStats(0, most, most * one, hits=0, evictions=3)
+    llama = load(checkpoint("llama"), PLAIN)
+    cached(llama, "r", first, max_tokens=1)
+    assert llama.info.num_states == 0
+    assert llama.last_pass is not None and llama.last_pass.states is None
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
