@@ -94,8 +94,10 @@ def check_nodes(made: Engine) -> None:
     if model is None or (memory := model.caches.nodes) is None:
         return
     growths = made._drafting._growths.values()
-    ran = [node.slot for growth in growths for node in growth.ran]
-    assert sorted(memory._numbers) == sorted(slot for slot in ran if slot is not None)
+    ran = [node.slot for growth in growths for node in growth.ran if node.slot is not None]
+    pending = [slot for scratch in model._scratch.values() for slot in scratch.pending]
+    assert model.unfinished is not None or not pending
+    assert sorted(memory._numbers) == sorted([*ran, *pending])
     numbers = [*memory._numbers.values(), *memory._free]
     assert sorted(numbers) == list(range(memory.num_nodes))
 

@@ -24,6 +24,7 @@ from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
 from engine.model.attention import Batch
+from engine.model.borrowed import PassCancelled
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment, upload_segments
@@ -116,7 +117,13 @@ class DraftModel:
         step = self._prepare(chosen)
         if step is None:
             return before
-        self._children.add(step.chosen, self._forward(step), calibration)
+        try:
+            logits = self._forward(step)
+        except PassCancelled:
+            for growth, _ in step.chosen:
+                self._scratch[growth.sequence].drop_pending()
+            raise
+        self._children.add(step.chosen, logits, calibration)
         return before + len(step.tokens)
 
     @property
@@ -283,7 +290,9 @@ class DraftModel:
             logits = logits[step.logit_rows]
         for growth, nodes in step.chosen:
             # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
-            if nodes[0] is growth.root and not growth.sequence.is_cancelled:
+            if growth.sequence.is_cancelled:
+                self._scratch[growth.sequence].drop_pending()
+            elif nodes[0] is growth.root:
                 self._keep_pending(growth.sequence, nodes[0])
         missing = self.vocab_size - logits.shape[1]
         if missing:

@@ -154,6 +154,18 @@ def test_a_client_that_leaves_in_a_pass_changes_no_other_answer(at: int) -> None
     check_idle(engine)
 
 
+@pytest.mark.parametrize("at", [3, 4])  # loading has run a layer and the head
+def test_a_client_that_leaves_in_the_first_pass_fails_no_other(at: int) -> None:
+    """Layers of the family return a tuple, whose length is known once they have run."""
+    engine = load(checkpoint("bamba"), PLAIN)
+    hooks(engine).on_unit = lambda call: engine.abort("short") if call == at else None
+    engine.add(asked()[1])
+    while engine.has_work():
+        assert engine.step() == []
+    hooks(engine).on_unit = None
+    assert run(engine, asked()[1:2])["short", 0].ids == wanted("bamba")["short", 0].ids
+
+
 def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
     want = wanted("qwen3_next")["long", 0]
     engine = load(checkpoint("qwen3_next"), PLAIN)
