@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-import engine.drafting.model.draft_model
+import engine.drafting.model.children
 import engine.runtime.verify
 from benchmarks.random_model import Shape
 from benchmarks.runs import (
@@ -134,7 +134,7 @@ def watch_session(served: Session) -> Iterator[Stopwatch]:
     watch_model(drafting._model.decoder, watch, "draft")
     drafting.propose = watch.wrap("propose", drafting.propose)
     places: tuple[tuple[Any, str], ...] = (
-        (engine.drafting.model.draft_model, "draft_children"),
+        (engine.drafting.model.children, "draft_children"),
         (engine.runtime.verify, "choose_likely_rows"),
     )
     originals = [getattr(owner, name) for owner, name in places]

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import engine.drafting.model.draft_model
+import engine.drafting.model.children
 import engine.runtime.choices
 from benchmarks.runs import (
     DEMO,
@@ -190,9 +190,9 @@ def _watch_answer(
 
     with (
         replace_attribute(
-            engine.drafting.model.draft_model, "is_path_dependent", lambda params: True
+            engine.drafting.model.children, "is_path_dependent", lambda params: True
         ),  # so that the paths are given
-        replace_attribute(engine.drafting.model.draft_model, "draft_children", draft),
+        replace_attribute(engine.drafting.model.children, "draft_children", draft),
         replace_attribute(
             engine.runtime.choices, "MAX_LIKELY_ROWS", 1
         ),  # choose only for rows that are visited
@@ -221,7 +221,7 @@ def measure(
     for setting, params in SETTINGS.items():
         hit_rate = seen.hit_rate(params, params.seed)
         with replace_attribute(
-            engine.drafting.model.draft_model, "draft_children", draft_with_other_noise
+            engine.drafting.model.children, "draft_children", draft_with_other_noise
         ):
             independent = measure_tokens_per_pass(
                 served, prompts, replace(params, max_tokens=tokens)

@@ -203,6 +203,7 @@ class ModelInfo:
     tokenizer_path: str  # folder of the tokenizer and chat template
     plan: str  # one line that says where the weights are
     num_pages: int = 0  # of the KV pool
+    num_states: int = 0  # of recurrent layers, that there is memory for
     link_gbps: float = 0.0  # measured bandwidth of the link, 1e9 bytes per second; 0: no link
     link_bits: float = 0.0  # of one weight on the link; 0: no link
     draft_methods: tuple[str, ...] = ()  # methods that a request may name, besides "auto"
@@ -313,6 +314,20 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class StateStats:
+    """The states of recurrent layers after a pass, and what became of stored ones since the last.
+
+    Those of a separate draft model are left out, as its KV pages are.
+    """
+
+    sequences: int  # states of running sequences
+    prefixes: int  # states of stored prefixes
+    nbytes: int  # of all of these
+    hits: int  # prompts that began with a stored state
+    evictions: int  # stored states that were dropped
+
+
+@dataclass(frozen=True)
 class PassStats:
     """The figures of one pass, for the log and the metrics."""
 
@@ -332,6 +347,7 @@ class PassStats:
     host_ms: float = 0.0  # of the whole step, outside draft, layers and head
     link_bytes: int = 0
     undrafted: int = 0  # decoding sequences without a draft, because it would not pay
+    states: StateStats | None = None  # None: there are no recurrent layers
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class DraftNeeds:
     step_rows: int = 0
     weight_bytes: int = 0  # on the device
     kv_bytes_per_token: int = 0  # of a KV cache of its own, with as many slots as the target's
+    own_rows: int = 0  # slots of that cache for the draft's own rows, per sequence
+    state_bytes: int = 0  # of recurrent layers of its own, after one sequence of tokens
+    node_bytes: int = 0  # that these keep of a drafted row
+    node_values: int = 0  # elements of such a row that a step reads in one layer
     making_bytes: int = 0  # of host memory while the draft is made
     # Where the draft is a low-bit copy of the target's layers: the part of `weight_bytes` that each
     # unit's copy takes. A resident unit serves the draft too and needs no copy.
@@ -118,7 +122,9 @@ class LoadedTarget:
     stream: LayerStream
     decoder: Decoder
     cache: KVCache
-    num_nodes: int = 0  # of its drafts, for which recurrent layers have memory
+    num_nodes: int = 0  # drafted rows for which recurrent layers have memory
+    num_states: int = 0  # sequences that have states in recurrent layers at the same time
+    stored_states: int = 0  # further ones, of stored prefixes
     is_coded: bool = False  # whether weights will travel in a code that needs the draft's copies
 
 

@@ -27,6 +27,7 @@ from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.kv.pages import Pages
 from engine.kv.stored_states import StoredState, StoredStates
+from engine.messages import StateStats
 from engine.recurrent.states import SequenceState, StatePool
 
 
@@ -59,6 +60,14 @@ class KVCache(Pages):
     def num_host_pages(self) -> int:
         """The number of idle pages that are stored in host memory."""
         return self._host.num_stored
+
+    def take_state_stats(self) -> StateStats | None:
+        """Return the figures of states, with counts since the last call; None if there are none."""
+        if self.states is None or self._stored is None:
+            return None
+        running, stored = self.states.num_running, self._stored
+        nbytes = (running + stored.num_stored) * self.states.state_bytes
+        return StateStats(running, stored.num_stored, nbytes, *stored.take_counts())
 
     def num_pages_to_open(self, tokens: Sequence[int], salt: int = 0) -> int:
         """Return how many free pages `open` and `reserve` take for a sequence of these tokens.
@@ -177,10 +186,13 @@ class KVCache(Pages):
 
         Args:
             table: a table that has room for the rows (`reserve`).
-            source_slots: slot numbers in the order of the tokens, [rows] int64.
+            source_slots: slot numbers in the order of the tokens, [rows] int64. States of recurrent
+                layers include these rows already.
         """
         assert table.length + len(source_slots) <= table.capacity, "no room: reserve first"
         self.pool.copy_rows(source_slots, table.pages, table.length)
+        if table.state is not None:
+            table.state.extend(range(len(source_slots)))
         table.extend_prefix(len(source_slots))
 
     def publish(self, table: PageTable, tokens: Sequence[int]) -> None:

@@ -43,11 +43,22 @@ class StoredStates:
         self._pool = pool
         self._by_parent: dict[int, list[StoredState]] = {}
         self._oldest = 0  # the priority of the state that was dropped last
+        self._hits = 0  # sequences that began with a stored state
+        self._evictions = 0  # stored states that were dropped
 
     @property
     def num_stored(self) -> int:
         """The number of stored states."""
         return sum(map(len, self._by_parent.values()))
+
+    def take_counts(self) -> tuple[int, int]:
+        """Return how many sequences began with a stored state, and how many states were dropped.
+
+        Both are counted since the last call.
+        """
+        counts = self._hits, self._evictions
+        self._hits = self._evictions = 0
+        return counts
 
     def find(self, parent: int, rest: Sequence[int]) -> StoredState | None:
         """Return the stored state after a page whose tokens are the longest prefix of `rest`."""
@@ -62,6 +73,7 @@ class StoredStates:
             stored.priority = self._oldest + stored.saved
             self._pool.copy_slot(stored.slot, state.slot)
             state.begin_at(stored.length)
+            self._hits += 1
         return state
 
     def take_slot(self) -> int | None:
@@ -97,6 +109,7 @@ class StoredStates:
         if not found:
             del self._by_parent[stored.parent]
         self._pool.give_back(stored.slot)
+        self._evictions += 1
 
     def drop_after(self, parent: int) -> None:
         """Free the states after a page that is stored no longer."""

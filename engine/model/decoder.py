@@ -128,7 +128,7 @@ class StreamedLayer(nn.Module):
         """
         with self._parts.borrow(batch):
             rows = hidden.shape[-2]
-            tile = self.tile or rows
+            tile, has_run = self.tile or rows, False
             for first in range(0, rows, tile):
                 self.on_pass_progress()
                 last = min(first + tile, rows)
@@ -136,6 +136,7 @@ class StreamedLayer(nn.Module):
                 if self.number is not None:
                     part = replace(part, layer=self.number)
                 if part.has_live_rows():
+                    has_run = True
                     if self.experts is not None:
                         self.experts.begin_tile(first)
                     args, named = others, arguments
@@ -150,6 +151,8 @@ class StreamedLayer(nn.Module):
                     if rows <= tile:
                         return output  # type: ignore[no-any-return]  # modules return anything
                     hidden[..., first:last, :] = output
+            if not has_run:  # what the layer returns beside them may not be known yet
+                raise PassCancelled
             return hidden
 
     def _elementwise(self, batch: Batch) -> AbstractContextManager[object]:

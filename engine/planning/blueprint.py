@@ -148,11 +148,12 @@ class Blueprint:
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
             active_share=active_share(config, outline.layouts),
-            state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values()),
+            state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values())
+            + needs.state_bytes,
             stash_bytes=needs.scratch_rows
             * sum(s.stash_bytes(self.dtype) for s in self.recurrent.values()),
-            node_bytes=sum(s.node_bytes(self.dtype) for s in nodes),
-            node_values=max((s.node_values for s in nodes), default=0),
+            node_bytes=sum(s.node_bytes(self.dtype) for s in nodes) + needs.node_bytes,
+            node_values=max((s.node_values for s in nodes), default=needs.node_values),
             hidden_states=getattr(config, "altup_num_inputs", 1),
             layer_inputs=sum(shape[1] for shape in tables[1:]),
             strict=self.strict,

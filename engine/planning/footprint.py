@@ -58,9 +58,9 @@ class Demand:
     active_share: float = 1.0  # of the weights that one token uses
     # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
     expansions: Mapping[str, int] = field(default_factory=dict)
-    state_bytes: int = 0  # of the recurrent layers, after one sequence of tokens
+    state_bytes: int = 0  # of recurrent layers after one sequence of tokens, the draft's included
     stash_bytes: int = 0  # of the rows of one tree in recurrent layers
-    node_bytes: int = 0  # of a drafted row there, if the draft has them too
+    node_bytes: int = 0  # of a drafted row in recurrent layers of the draft
     node_values: int = 0  # elements of such a row that a step reads in one layer
     hidden_states: int = 1  # that a row has side by side
     layer_inputs: int = 0  # elements that a row has for all layers beside its hidden state
@@ -144,6 +144,11 @@ class Demand:
         return (self.kv_bytes_per_token - self.draft.kv_bytes_per_token) * PAGE
 
     @property
+    def drafted_rows(self) -> int:
+        """Return the most rows that a draft model runs for one sequence, in either KV cache."""
+        return self.draft.draft_rows + self.draft.own_rows
+
+    @property
     def sequence_rows(self) -> int:
         """Return the number of scratch slots of one sequence in the target's KV cache."""
         return self.draft.scratch_rows + self.draft.draft_rows
@@ -188,7 +193,7 @@ def activation_bytes(
         attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
         attention += _fused_bytes(demand, rows, length, longest)
-        attention += 2 * _FLOAT32 * demand.draft.draft_rows * demand.node_values
+        attention += 2 * _FLOAT32 * demand.drafted_rows * demand.node_values
     return (
         _hidden_bytes(demand, max_rows)
         + demand.tile * 4 * demand.widest * demand.item_bytes

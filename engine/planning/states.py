@@ -62,7 +62,7 @@ def count_nodes(demand: Demand, max_sequences: int) -> int:
     """Return the drafted rows for which recurrent layers have memory."""
     if not demand.node_bytes:
         return 0
-    first = min(demand.draft.draft_rows, NODES_PER_ROW * demand.draft.scratch_rows)
+    first = min(demand.drafted_rows, NODES_PER_ROW * demand.draft.scratch_rows)
     return first + FURTHER_NODES * (max_sequences - 1)
 
 

@@ -21,9 +21,11 @@ key, so it reads the same sum first, over the ancestors without i (their decays 
 Where ancestors run in the same step, this is a triangular system of equations. In Kimi delta
 attention a decay is a vector [depth]: it scales the elements of q_i and k_i before their products.
 
+The states after an accepted path follow from the same sum (`advance_states`), without weights.
+
 All this equals the recurrence within rounding, and depends on the number of rows in the last bits:
-it serves drafts only. It reads the states of the target, which have to include all tokens before
-the root, and never changes them.
+it serves drafts only. The states have to include all tokens before the root. They are those of the
+target, which a draft only reads, or a draft model's own.
 """
 
 from collections.abc import Sequence
@@ -37,7 +39,7 @@ from engine.recurrent.order import Taps
 from engine.recurrent.shape import LayerShape
 from engine.recurrent.states import SequenceState
 from engine.recurrent.steps import Inputs, make_inputs
-from engine.transfer import upload_all
+from engine.transfer import upload, upload_all
 
 _LEAST_DECAY = 1e-30  # whose logarithm is finite; what it leaves of a state does not count
 
@@ -61,13 +63,13 @@ class NodeRows:
             earlier: the slots of nodes that have run, ancestors before their descendants.
             own: the slots of the rows of this step, as well.
             mask: which of both each row descends from, itself included, [own, earlier + own] bool
-                on the host; None: the root alone.
+                on the host; None: each row follows the one before it, and none has run earlier.
         """
         self.pool = state.pool
         self._slot = state.slot
         self._nodes = nodes
         self._count = len(earlier)
-        seen = np.ones((1, 1), np.bool_) if mask is None else mask.numpy()
+        seen = np.tri(len(own), dtype=np.bool_) if mask is None else mask.numpy()
         self._paths = [np.flatnonzero(row) for row in seen]
         # The last of the earlier ancestors of each row has the product of their decays.
         last = [max((c for c in path if c < self._count), default=-1) for path in self._paths]
@@ -192,6 +194,33 @@ class NodeVisit:
             found.append(tree.scan(layer, inputs.rows(first, first + count)))
             first += count
         return torch.cat(found)[..., : shape.width]
+
+
+def advance_states(state: SequenceState, nodes: NodeMemory, slots: Sequence[int]) -> None:
+    """Let the states of a sequence include some nodes, each of which follows the one before it.
+
+    `SequenceState.extend` has to follow. If this fails, the states are of no use.
+
+    Args:
+        slots: of the nodes. The first of them follows the tokens that the states include.
+    """
+    numbers = upload(nodes.numbers(slots), state.pool.device)
+    for number, memory in state.pool.layers.items():
+        own = nodes.layers[number]
+        state.begin_change(number)
+        rows = torch.cat([memory.windows[state.slot], own.rows[numbers]])
+        memory.windows[state.slot] = rows[len(slots) :]
+        if memory.shape.has_state:
+            logs = own.logs[numbers]
+            passed = (logs[-1] - logs).exp()  # [nodes, H, 1 or depth]
+            group = memory.shape.heads // memory.shape.key_heads
+            keys = own.keys[numbers].float().repeat_interleave(group, dim=1) * passed
+            added = keys.permute(1, 2, 0) @ own.added[numbers].float().transpose(0, 1)
+            before = memory.states[state.slot]
+            heads, blocks, depth, lanes = before.shape
+            added = added.view(heads, depth, blocks, lanes).transpose(1, 2)
+            memory.states[state.slot] = before * logs[-1].exp()[:, None, :, None] + added
+        state.end_change(number, state.length + len(slots))
 
 
 def read_state(state: Tensor, asked: Tensor, logs: Tensor) -> Tensor:

@@ -130,6 +130,16 @@ class StatePool:
         return min(len(self._free_states), len(self._free_stashes))
 
     @property
+    def num_running(self) -> int:
+        """The number of sequences that have a state."""
+        return self.num_stashes - len(self._free_stashes)
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of one state in all layers."""
+        return sum(memory.shape.state_bytes(self.dtype) for memory in self.layers.values())
+
+    @property
     def num_unreserved(self) -> int:
         """The number of free states that no further sequence may need."""
         return len(self._free_states) - len(self._free_stashes)

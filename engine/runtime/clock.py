@@ -84,4 +84,5 @@ class Clock:
             host_ms=max(self._seconds["verify"] - self._seconds["head"], 0.0) * 1e3,
             link_bytes=link_bytes,
             undrafted=draft_stats.undrafted,
+            states=self._loaded.cache.take_state_stats(),
         )

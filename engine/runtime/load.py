@@ -137,12 +137,7 @@ def _load_as_planned(
         decoder = files.make_decoder(stream, on_pass_progress)
         cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
-        layers = WholeLayers(reader, files.units.layers)
-        draft = build(
-            LoadedTarget(
-                files.tensors, layers, stream, decoder, cache, plan.num_nodes, scheme.coded
-            )
-        )
+        draft = build(_lend_target(files, scheme, reader, stream, decoder, cache))
         if scheme.coded:  # by the 4-bit copies of the draft
             copies = draft.copies if isinstance(draft, DraftModel) else None
             reader = files.make_coded_reader(copies)
@@ -174,6 +169,29 @@ def _load_as_planned(
         ),
         audit=spec.audit,
         rechecks=_make_rechecks(spec, plan, reader),
+    )
+
+
+def _lend_target(
+    files: TargetFiles,
+    scheme: Scheme,
+    reader: UnitReader,
+    stream: LayerStream,
+    decoder: Decoder,
+    cache: KVCache,
+) -> LoadedTarget:
+    """Return the parts of the target that a draft may share."""
+    plan = scheme.plan
+    return LoadedTarget(
+        tensors=files.tensors,
+        reader=WholeLayers(reader, files.units.layers),
+        stream=stream,
+        decoder=decoder,
+        cache=cache,
+        num_nodes=plan.num_nodes,
+        num_states=plan.num_states,
+        stored_states=plan.stored_states,
+        is_coded=scheme.coded,
     )
 
 

@@ -251,6 +251,7 @@ class TargetFiles(Blueprint):
             plan="; ".join([str(plan), *forms]),
             tiers=tuple(sorted(Counter(plan.tiers).items())),
             num_pages=plan.num_pages,
+            num_states=plan.num_states + plan.stored_states if self.recurrent else 0,
             link_gbps=link_gbps,
             link_bits=link_bits,
             sampling=self.generation.sampling,

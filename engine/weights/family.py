@@ -88,7 +88,6 @@ ATTENTION_LAYERS = frozenset(
         "hybrid_sliding",
     }
 )
-RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding"})
 _WITHOUT_ATTENTION = frozenset({"linear_attention", "conv", "mamba", "mlp", "moe"})
 _STATE = "this server does not know where they keep their state"
 _COMPRESSED = "they keep several tokens as one in their cache, which draft trees cannot use"
@@ -332,12 +331,6 @@ def attention_layers(config: Any) -> list[int]:
     if kinds is None:
         return list(range(count))
     return [index for index in range(count) if kinds[index] in ATTENTION_LAYERS]
-
-
-def has_recurrent_layers(config: Any) -> bool:
-    """Return whether some layers have a recurrent state."""
-    kinds = getattr(text_config(config), "layer_types", None) or ()
-    return not RECURRENT_LAYERS.isdisjoint(kinds)
 
 
 def kv_shape(config: Any) -> KVShape:

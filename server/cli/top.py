@@ -100,6 +100,10 @@ def _figures(engine: EngineStatus) -> Table:
         table.add_row(f"waits for {what}", f"{share:.0%}", _bar(share, 1.0), "of the time")
     used, pages = engine["kv_pages_used"], engine["kv_pages"]
     table.add_row("KV pages", f"{used:,}", _bar(used, pages), f"of {pages:,}")
+    if (states := engine["states"]) is not None:
+        used, room = states["sequences"] + states["prefixes"], states["room"]
+        note = f"of {room:,}, {states['prefixes']:,} of stored prefixes"
+        table.add_row("states", f"{used:,}", _bar(used, room), note)
     return table
 
 

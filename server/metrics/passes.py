@@ -24,6 +24,8 @@ class Sums:
     copy: float = 0.0  # seconds that passes waited for weights
     draft: float = 0.0  # seconds of drafting before passes
     host: float = 0.0  # seconds that passes waited for the host
+    state_hits: int = 0
+    state_evictions: int = 0
 
     def plus(self, stats: PassStats) -> "Sums":
         """Return the sums with one more pass."""
@@ -35,6 +37,8 @@ class Sums:
             self.copy + stats.copy_stall_ms / 1e3,
             self.draft + stats.draft_ms / 1e3,
             self.host + stats.host_ms / 1e3,
+            self.state_hits + (0 if stats.states is None else stats.states.hits),
+            self.state_evictions + (0 if stats.states is None else stats.states.evictions),
         )
 
     def since(self, before: "Sums") -> "Sums":
@@ -47,6 +51,8 @@ class Sums:
             self.copy - before.copy,
             self.draft - before.draft,
             self.host - before.host,
+            self.state_hits - before.state_hits,
+            self.state_evictions - before.state_evictions,
         )
 
     def totals(self) -> PassTotals:

@@ -14,10 +14,10 @@ from prometheus_client import (
     generate_latest,
 )
 
-from engine.messages import Audited, PassStats, WeightsChecked
+from engine.messages import Audited, PassStats, StateStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
-from server.schemas.status import ServerStatus
+from server.schemas.status import RecurrentStates, ServerStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -34,8 +34,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no type
         self._registry = CollectorRegistry()
         self.requests = _Requests(self._registry)
-        self.engines = _Engines(self._registry)
-        self.gauges = _Gauges(self._registry)
+        states = _States(self._registry)
+        self.engines = _Engines(self._registry, states)
+        self.gauges = _Gauges(self._registry, states)
 
     def text(self) -> bytes:
         """Return all series in Prometheus' text format (`CONTENT_TYPE`)."""
@@ -90,10 +91,47 @@ class _Requests:
             self._cached.labels(model).inc(totals.num_cached)
 
 
+class _States:
+    """The series of the states of recurrent layers, for models that have some."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._hits = _counter(
+            registry, "state_hits", "Prompts that began with a stored state", "model"
+        )
+        self._evictions = _counter(
+            registry, "state_evictions", "Stored states of prefixes that were dropped", "model"
+        )
+        self._room = _gauge(
+            registry, "states", "States of recurrent layers that there is memory for", "model"
+        )
+        self._used = _gauge(
+            registry, "states_used", "States of sequences and of stored prefixes", "model", "of"
+        )
+        self._bytes = _gauge(registry, "state_bytes_used", "Bytes of the states in use", "model")
+
+    def count(self, model: str, stats: StateStats) -> None:
+        """Count what became of stored states in a pass."""
+        self._hits.labels(model).inc(stats.hits)
+        self._evictions.labels(model).inc(stats.evictions)
+
+    def clear(self) -> None:
+        """Remove the gauges of the model that was loaded."""
+        for series in (self._room, self._used, self._bytes):
+            series.clear()
+
+    def set(self, model: str, states: RecurrentStates) -> None:
+        """Set the gauges to the present figures."""
+        self._room.labels(model).set(states["room"])
+        self._used.labels(model, "sequences").set(states["sequences"])
+        self._used.labels(model, "prefixes").set(states["prefixes"])
+        self._bytes.labels(model).set(states["bytes_used"])
+
+
 class _Engines:
     """The series of engine processes: passes, drafts, audits and restarts."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, states: _States) -> None:
+        self._states = states
         self._passes = _histogram(
             registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
@@ -177,6 +215,8 @@ class _Engines:
         self._stall.labels(model, "draft").inc(stats.draft_ms / 1e3)
         self._stall.labels(model, "host").inc(stats.host_ms / 1e3)
         self._bytes.labels(model).inc(stats.link_bytes)
+        if stats.states is not None:
+            self._states.count(model, stats.states)
 
     def count_audit(self, model: str, audited: Audited) -> None:
         """Count the audit of a finished answer."""
@@ -201,7 +241,8 @@ class _Engines:
 class _Gauges:
     """The series that are set anew for each scrape."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, states: _States) -> None:
+        self._states = states
         self._model_loaded = _gauge(registry, "model_loaded", "1 if the model is loaded", "model")
         self._waiting = _gauge(
             registry, "waiting", "Requests waiting for a model, sequences waiting for a pass", "for"
@@ -230,6 +271,7 @@ class _Gauges:
         own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
         for series in own:
             series.clear()
+        self._states.clear()
         engine = status["engine"]
         if engine is not None:
             model_id = engine["model"]
@@ -239,6 +281,8 @@ class _Gauges:
             self._pages.labels(model_id).set(engine["kv_pages"])
             self._used.labels(model_id).set(engine["kv_pages_used"])
             self._gbps.labels(model_id).set(engine["link_gbps"])
+            if engine["states"] is not None:
+                self._states.set(model_id, engine["states"])
 
 
 def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:

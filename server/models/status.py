@@ -1,9 +1,17 @@
 """The state of the models and their engine at one moment. Reading it never loads a model."""
 
+from engine.messages import ModelInfo
 from server.config.registry import ModelEntry, Registry
+from server.metrics.passes import PassHistory
 from server.models.lending import Models
 from server.models.loaded_model import LoadedModel
-from server.schemas.status import EngineStatus, ModelState, ModelStatus, ServerStatus
+from server.schemas.status import (
+    EngineStatus,
+    ModelState,
+    ModelStatus,
+    RecurrentStates,
+    ServerStatus,
+)
 from server.version import version
 
 
@@ -83,4 +91,17 @@ def _engine_status(model: LoadedModel) -> EngineStatus:
         "link_bits_per_weight": info.link_bits,
         "kv_pages": info.num_pages,
         "kv_pages_used": used,
+        "states": _states(info, history) if info.num_states else None,
+    }
+
+
+def _states(info: ModelInfo, history: PassHistory) -> RecurrentStates:
+    last = None if history.last is None else history.last.states
+    return {
+        "room": info.num_states,
+        "sequences": 0 if last is None else last.sequences,
+        "prefixes": 0 if last is None else last.prefixes,
+        "bytes_used": 0 if last is None else last.nbytes,
+        "hits": history.sums.state_hits,
+        "evictions": history.sums.state_evictions,
     }

@@ -69,6 +69,17 @@ class RecentPasses(PassTotals):
     link_gbps: float
 
 
+class RecurrentStates(TypedDict):
+    """The states of recurrent layers, each of which belongs to a sequence or a stored prefix."""
+
+    room: int  # the states that there is memory for
+    sequences: int
+    prefixes: int
+    bytes_used: int
+    hits: int  # prompts that began with a stored state, since the model was loaded
+    evictions: int  # stored states that were dropped, since the model was loaded
+
+
 class EngineStatus(TypedDict):
     """The figures of the loaded model's engine."""
 
@@ -80,6 +91,7 @@ class EngineStatus(TypedDict):
     link_bits_per_weight: float  # in which a streamed weight travels; 0: none does
     kv_pages: int
     kv_pages_used: int
+    states: RecurrentStates | None  # null: no layers are recurrent
 
 
 class ServerStatus(TypedDict):

@@ -1,5 +1,6 @@
 """Checks of the invariants of an engine's pages and drafts, between steps and after the last."""
 
+from collections.abc import Sequence
 from math import exp
 from typing import Any
 
@@ -30,13 +31,11 @@ def check_books(made: Engine) -> None:
     for cache in caches(made):
         check_pages(cache, tables[id(cache)])
     assert all(sequence.table is None for sequence in made._scheduler.paused)
-    if (states := made._cache.states) is not None:
-        own = [sequence.pages.state for sequence in running if sequence.pages.state is not None]
-        kept = [stored for found in stored_states(made).values() for stored in found]
-        slots = [state.slot for state in own] + [stored.slot for stored in kept]
-        slots += [slot for state in own for slot in state.captures.values()]
-        assert len(own) == len(running) == states.num_stashes - len(states._free_stashes)
-        assert sorted([*slots, *states._free_states]) == list(range(states.num_states))
+    check_states(made._cache, [sequence.pages for sequence in running])
+    if made._cache.states is not None:
+        assert all(sequence.pages.state is not None for sequence in running)
+    if model is not None and not model.caches.is_shared:
+        check_states(model.caches.cache, [*own_tables(made).values()])
     check_nodes(made)
     assert len(running) <= made._scheduler.max_sequences
     assert made._drafting._growths.keys() <= set(running)
@@ -56,8 +55,8 @@ def check_idle(made: Engine) -> None:
     """Check that an engine without requests holds nothing. Raise AssertionError otherwise."""
     for cache in caches(made):
         assert cache.num_free_pages == cache.num_pages
-    if (states := made._cache.states) is not None:
-        assert len(states._free_stashes) == states.num_stashes
+    for cache in caches(made):
+        check_states(cache, [])
         assert not any(cache._references)
     drafting = made._drafting
     assert not drafting._growths and not own_tables(made)
@@ -71,6 +70,21 @@ def check_idle(made: Engine) -> None:
     assert not list(made._scheduler.all_sequences())
 
 
+def check_states(cache: KVCache, tables: Sequence[PageTable]) -> None:
+    """Check that each state has one owner, these tables or a stored prefix, or is free.
+
+    Raise AssertionError otherwise.
+    """
+    if cache.states is None:
+        return
+    states, own = cache.states, [table.state for table in tables if table.state is not None]
+    kept = [stored for found in stored_states(cache).values() for stored in found]
+    slots = [state.slot for state in own] + [stored.slot for stored in kept]
+    slots += [slot for state in own for slot in state.captures.values()]
+    assert len(own) == states.num_stashes - len(states._free_stashes)
+    assert sorted([*slots, *states._free_states]) == list(range(states.num_states))
+
+
 def check_nodes(made: Engine) -> None:
     """Check that each drafted row has memory in recurrent layers. Raise AssertionError otherwise.
 
@@ -80,8 +94,10 @@ def check_nodes(made: Engine) -> None:
     if model is None or (memory := model.caches.nodes) is None:
         return
     growths = made._drafting._growths.values()
-    ran = [node.slot for growth in growths for node in growth.ran]
-    assert sorted(memory._numbers) == sorted(slot for slot in ran if slot is not None)
+    ran = [node.slot for growth in growths for node in growth.ran if node.slot is not None]
+    pending = [slot for scratch in model._scratch.values() for slot in scratch.pending]
+    assert model.unfinished is not None or not pending
+    assert sorted(memory._numbers) == sorted([*ran, *pending])
     numbers = [*memory._numbers.values(), *memory._free]
     assert sorted(numbers) == list(range(memory.num_nodes))
 
@@ -94,9 +110,9 @@ def caches(made: Engine) -> list[KVCache]:
     return [made._cache, model.caches.cache]
 
 
-def stored_states(made: Engine) -> dict[int, list[StoredState]]:
+def stored_states(cache: KVCache) -> dict[int, list[StoredState]]:
     """Return the states of stored prefixes, by the last full page of each."""
-    stored = made._cache._stored
+    stored = cache._stored
     assert stored is not None, "there are recurrent layers"
     return stored._by_parent
 

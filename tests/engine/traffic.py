@@ -63,8 +63,9 @@ def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
     family = chance.choice(families)
     is_mixture = family == "gpt_oss" or family in MIXTURES
     drafters = [name for name in DRAFTERS if name != "subspec" or not is_mixture]
-    if family in HYBRIDS:  # a separate draft model has no recurrent layers
+    if family in HYBRIDS:
         models = ["subspec", "subspec", "subspec"] if family in DENSE else []
+        models += ["specexec", "specexec", "merged", "other"]
         drafters = [*models, "noise", "ngram", "guesses", "guesses", "guesses"]
     return Scene(
         family=family,
@@ -94,6 +95,8 @@ def draft_spec(what: Scene) -> DraftSpec:
             return DraftSpec("subspec", **bounds)
         case "specexec" | "merged":
             return DraftSpec("specexec", source=str(checkpoint(what.family)), **bounds)
+        case "other":
+            return DraftSpec("specexec", source=str(checkpoint(what.family, seed=9)), **bounds)
         case "noise":
             other = checkpoint("llama", seed=9, layers=1)
             return DraftSpec("specexec", source=str(other), **bounds)

@@ -12,6 +12,7 @@ from transformers.models.gemma4 import Gemma4Config
 from transformers.models.llama4 import Llama4Config
 from transformers.models.mistral3 import Mistral3Config
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen3_5 import Qwen3_5Config
 from transformers.models.qwen3_vl import Qwen3VLConfig
 
 from tests.engine.checkpoints import HEAD_DIM, HIDDEN, tiny_config
@@ -62,6 +63,11 @@ def wrapper_config(family: str) -> Any:
         case "qwen3_vl":
             tower = {**_QWEN_TOWER, "out_hidden_size": HIDDEN, "deepstack_visual_indexes": [0]}
             return Qwen3VLConfig(text_config=_qwen_text("qwen3_vl_text"), vision_config=tower)
+        case "qwen3_5":
+            tower = {**_QWEN_TOWER, "out_hidden_size": HIDDEN}
+            return Qwen3_5Config(
+                text_config=_text("qwen3_5_text", architectures=None), vision_config=tower
+            )
         case "gemma4":
             return Gemma4Config(
                 text_config=structure_config("gemma4_text").to_dict(),
@@ -74,7 +80,7 @@ def wrapper_config(family: str) -> Any:
     raise AssertionError(family)
 
 
-WRAPPERS = ("gemma3", "mistral3", "llava", "qwen2_5_vl", "qwen3_vl", "gemma4", "llama4")
+WRAPPERS = ("gemma3", "mistral3", "llava", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llama4")
 
 
 def save_wrapper(family: str, folder: Path, *, published_names: bool = True) -> Path:

@@ -106,6 +106,7 @@ class Script:
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
+    num_states: int = 0  # of recurrent layers
     sampling: tuple[tuple[str, float], ...] = ()  # the model's own defaults
     queue: asyncio.Event | None = None  # requests wait for it before they run
     gate: asyncio.Event | None = None  # answers wait for it before their first token
@@ -203,6 +204,7 @@ class FakeEngine:
             plan="no model at all",
             tiers=(("ram", 5), ("resident", 3)),
             num_pages=100,
+            num_states=self.script.num_states,
             link_gbps=12.5,
             link_bits=7.5,
             draft_methods=self.script.draft_methods,

@@ -8,6 +8,7 @@ import torch
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
+from engine.recurrent.branch import advance_states
 from engine.recurrent.nodes import NodeMemory
 from engine.sequences.sequence import TokenSequence
 
@@ -25,8 +26,12 @@ class DraftCache(Protocol):
         Its pages have room for all tokens of the sequence but the last.
         """
 
-    def keep_pending(self, sequence: TokenSequence) -> None:
-        """Add the tokens that were run after the prefix to it: all tokens but the last."""
+    def keep_pending(self, sequence: TokenSequence, rows: int | None = None) -> None:
+        """Add the tokens that were run after the prefix to it.
+
+        Args:
+            rows: their number; None: all tokens but the last.
+        """
 
     def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
         """Bring the states of recurrent layers up to all tokens of the sequences but the last."""
@@ -54,7 +59,7 @@ class SharedCache:
         """Return the target's own prefix of the sequence."""
         return sequence.pages
 
-    def keep_pending(self, sequence: TokenSequence) -> None:
+    def keep_pending(self, sequence: TokenSequence, rows: int | None = None) -> None:
         """Do nothing: the target's pass has stored all tokens but the last."""
 
     def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
@@ -74,45 +79,61 @@ class SharedCache:
 
 
 class OwnCache:
-    """The cache of a separate draft model, with a prefix index of its own."""
+    """The cache of a separate draft model, with a prefix index of its own.
 
-    nodes: NodeMemory | None = None
+    States of recurrent layers, if there are any, are the draft's own too. They include the tokens
+    of the prefix.
+    """
+
     is_shared = False
 
-    def __init__(self, cache: KVCache, is_long: Callable[[int], bool]) -> None:
+    def __init__(
+        self, cache: KVCache, is_long: Callable[[int], bool], nodes: NodeMemory | None = None
+    ) -> None:
         """Take a cache.
 
         Args:
             is_long: returns True for a number of tokens at which the draft's rope has its other
                 frequencies.
+            nodes: the memory of drafted rows in recurrent layers; None if there are none.
         """
         self.cache = cache
+        self.nodes = nodes
         self._is_long = is_long
         self._tables: dict[TokenSequence, PageTable] = {}
 
     def prefix(self, sequence: TokenSequence) -> PageTable | None:
-        """Return the sequence's table in this cache, opened anew where the rope changed."""
+        """Return the sequence's table in this cache.
+
+        It is opened anew where the rope changed, and where a failed step has changed states.
+        """
         table = self._tables.get(sequence)
         salt = int(self._is_long(len(sequence.tokens)))
-        if table is None or table.salt != salt:
+        if table is None or table.salt != salt or not self.cache.is_usable(table):
             self.release(sequence)
             table = self._tables[sequence] = self.cache.open(sequence.tokens, salt)
         pending = len(sequence.tokens) - 1 - table.length
         return table if self.cache.reserve(table, max(pending, 0)) else None
 
-    def keep_pending(self, sequence: TokenSequence) -> None:
+    def keep_pending(self, sequence: TokenSequence, rows: int | None = None) -> None:
         """Add the tokens that were run after the prefix to it, and let other prompts find them."""
         table = self._tables[sequence]
-        self.cache.append_rows(table, range(len(sequence.tokens) - 1 - table.length))
+        count = len(sequence.tokens) - 1 - table.length if rows is None else rows
+        self.cache.append_rows(table, range(count))
         self.cache.publish(table, sequence.tokens)
 
     def catch_up(self, sequences: Sequence[TokenSequence]) -> None:
-        """Do nothing: the draft has no recurrent layers."""
+        """Do nothing: no pass of the target changes the states."""
 
     def accept(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
-        """Copy the KV of accepted rows to the prefix. Without room the tokens are run again."""
+        """Copy the KV of accepted rows to the prefix, and let the states include these rows.
+
+        Without room the tokens are run again.
+        """
         table = self._tables.get(sequence)
         if slots and table is not None and self.cache.reserve(table, len(slots)):
+            if self.nodes is not None and table.state is not None:
+                advance_states(table.state, self.nodes, slots)
             self.cache.append_copies(table, torch.tensor(slots))
             self.cache.publish(table, sequence.tokens)
 
@@ -126,7 +147,9 @@ class OwnCache:
 class Scratch:
     """Slots for the KV of one sequence's drafted rows, in pages that no prefix uses.
 
-    A row with a slot also has memory for what it does to the states of recurrent layers.
+    A row with a slot also has memory for what it does to the states of recurrent layers. So have
+    pending tokens while they run in a step with a root (`pending`): a step that is dropped then
+    leaves the states as they are.
     """
 
     def __init__(self, cache: KVCache, most: int, nodes: NodeMemory | None = None) -> None:
@@ -135,6 +158,7 @@ class Scratch:
         Args:
             nodes: the memory for recurrent layers; None if there are none.
         """
+        self.pending: list[int] = []  # the slots of pending tokens, which are in the prefix's pages
         self._cache = cache
         self._nodes = nodes
         self._taken: set[int] = set()
@@ -170,8 +194,28 @@ class Scratch:
             self._nodes.give_back(slots)
             self._taken.difference_update(slots)
 
+    def take_pending(self, slots: Sequence[int]) -> bool:
+        """Take memory for pending tokens, whose KV is in these slots, in recurrent layers.
+
+        Return False, and take none, if that leaves none for the root after them.
+        """
+        assert self._nodes is not None and not self.pending, "one step at a time"
+        if self._nodes.num_free <= len(slots):
+            return False
+        for slot in slots:
+            self._nodes.take(slot)
+        self.pending += slots
+        return True
+
+    def drop_pending(self) -> None:
+        """Free the memory of pending tokens."""
+        if self._nodes is not None:
+            self._nodes.give_back(self.pending)
+        self.pending.clear()
+
     def close(self) -> None:
         """Free all slots and give their pages back to the pool."""
+        self.drop_pending()
         self._free.clear()
         if self._nodes is not None:
             self._nodes.give_back([*self._taken])

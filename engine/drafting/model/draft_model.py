@@ -8,35 +8,30 @@ other slots, so a tree can grow during a pass and its branches outlive the pass.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import exp, inf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.drafting.calibration import Calibration
-from engine.drafting.forcing import select_undetermined
 from engine.drafting.growth import Growth, Node
+from engine.drafting.model.children import Children
 from engine.drafting.model.cuda_graphs import GraphedSteps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
-from engine.drafting.model.guess import draft_children
+from engine.drafting.model.pending import MOST_AS_NODES, pending_slots, run_long
 from engine.drafting.model.substitutes import WeightCopies
 from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
 from engine.model.attention import Batch
+from engine.model.borrowed import PassCancelled
 from engine.model.decoder import Decoder
 from engine.model.resumable import OutOfTime, ResumableForward
 from engine.model.segment import Segment, upload_segments
-from engine.recurrent.branch import NodeRows
-from engine.sampling.logit_rules import is_path_dependent
+from engine.recurrent.branch import NodeRows, advance_states
 from engine.sequences.sequence import TokenSequence
 from engine.spec import TILE
 from engine.streaming.ring import OnWait
-from engine.transfer import upload
-
-PROMPT_TILE = 512  # rows of a long prompt that run through a layer at a time
-NEGLIGIBLE = -9.0  # log-probability: a child below it is not worth a node
 
 
 class BoundWeights:
@@ -96,7 +91,7 @@ class DraftModel:
         self.vocab_size = vocab_size
         self.graphs = graphs
         self.copies = copies
-        self._at_once = at_once
+        self._children = Children(name, bounds.branch, at_once)
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
 
@@ -114,11 +109,22 @@ class DraftModel:
         token, an accepted leaf), so that the draft's KV has no holes. Nodes for which there is no
         room are not run and stay off the frontier.
         """
+        before = 0
+        if self.caches.nodes is not None and not self.caches.is_shared:
+            for growth, nodes in chosen:
+                if nodes[0] is growth.root:
+                    before += run_long(self.decoder, self.caches, growth.sequence)
         step = self._prepare(chosen)
         if step is None:
-            return 0
-        self._extend(step, self._forward(step), calibration)
-        return len(step.tokens)
+            return before
+        try:
+            logits = self._forward(step)
+        except PassCancelled:
+            for growth, _ in step.chosen:
+                self._scratch[growth.sequence].drop_pending()
+            raise
+        self._children.add(step.chosen, logits, calibration)
+        return before + len(step.tokens)
 
     @property
     def num_pieces(self) -> int:
@@ -142,7 +148,7 @@ class DraftModel:
         except OutOfTime:
             return step.resumable.num_run > before
         self.unfinished = None
-        self._extend(step, logits, calibration)
+        self._children.add(step.chosen, logits, calibration)
         return True
 
     def drop_step(self) -> None:
@@ -151,6 +157,7 @@ class DraftModel:
         if step is None:
             return
         for growth, nodes in step.chosen:
+            self._scratch[growth.sequence].drop_pending()
             self.free_slots(growth.sequence, growth.undo_run(nodes))
 
     def can_continue(self, growth: Growth) -> bool:
@@ -167,10 +174,10 @@ class DraftModel:
             if node.slot is None:
                 break  # the draft never ran it; it runs it before the next bonus token
             slots.append(node.slot)
+        self.caches.accept(growth.sequence, slots)
         if self.caches.nodes is not None and path and len(slots) == len(path):
             ran = [node.slot for node in growth.ran if node.slot is not None]
             self.caches.nodes.move_root(ran, slots[-1])
-        self.caches.accept(growth.sequence, slots)
 
     def free_slots(self, sequence: TokenSequence, slots: Sequence[int]) -> None:
         """Free the scratch slots of a sequence's rows that are not needed any more."""
@@ -198,16 +205,17 @@ class DraftModel:
         table = self.caches.prefix(sequence)
         if table is None:
             return []
-        if self.caches.nodes is not None and not _is_caught_up(table, growth.root.position):
-            return []  # the pass changes the states that the rows would read
+        pending: list[int] = []
         if nodes[0] is growth.root and table.length < len(sequence.tokens) - 1:
-            growth.put_back(nodes[1:])  # a long prompt is run as a chain, without a mask
-            nodes = nodes[:1]
+            growth.put_back(nodes[1:])  # pending tokens are run as a chain, without a mask
+            nodes, pending = nodes[:1], pending_slots(sequence, table)
         scratch = self._scratch.get(sequence)
         if scratch is None:
             most = 2 * self.bounds.draft_rows + PAGE  # for this tree and what is drafted ahead
             scratch = Scratch(self.caches.cache, most, self.caches.nodes)
             self._scratch[sequence] = scratch
+        if not self._can_read_states(growth, table, scratch, pending):
+            return []
         placed: list[Node] = []
         for node in nodes:
             if node.parent is not None and node.parent.slot is None:
@@ -217,79 +225,24 @@ class DraftModel:
                 break
             growth.mark_run(node, slot)
             placed.append(node)
+        if not placed:
+            scratch.drop_pending()
         return placed
 
-    def _extend(self, step: DraftStep, logits: Tensor, calibration: Calibration) -> None:
-        """Add the best children of all nodes of a step, by the logits [nodes, V] at their rows."""
-        parts = torch.split(logits, [len(nodes) for _, nodes in step.chosen])
-        parents: list[tuple[Growth, Node]] = []
-        found: list[Tensor] = []
-        for (growth, nodes), own in zip(step.chosen, parts, strict=True):
-            rows, allowed = select_undetermined(growth, nodes)
-            if rows:
-                if len(rows) < len(nodes):
-                    own = own[upload(torch.tensor(rows), own.device)]
-                chosen = [nodes[row] for row in rows]
-                parents += [(growth, node) for node in chosen]
-                found.append(self._find_children(growth, chosen, own, allowed, calibration))
-        if not found:
-            return
-        # Here alone the host waits for the step.
-        children: list[tuple[list[float], list[float]]] = torch.cat(found).tolist()
-        for (growth, node), (tokens, logprobs) in zip(parents, children, strict=True):
-            self._add_children(growth, node, tokens, logprobs, calibration)
-
-    def _find_children(
-        self,
-        growth: Growth,
-        nodes: Sequence[Node],
-        logits: Tensor,
-        allowed: Tensor | None,
-        calibration: Calibration,
-    ) -> Tensor:
-        """Return the best children of one growth's nodes, [nodes, 2, branch] float64.
-
-        They are token ids, which float64 holds exactly, and log-probabilities.
+    def _can_read_states(
+        self, growth: Growth, table: PageTable, scratch: Scratch, pending: Sequence[int]
+    ) -> bool:
+        """Return whether nodes can run in recurrent layers, where pending tokens get memory.
 
         Args:
-            logits: at the nodes' rows, [nodes, V].
-            allowed: the tokens that a grammar allows there, [nodes, V] bool; None: all of them.
+            pending: the slots of these tokens, which run before the root.
         """
-        sequence = growth.sequence
-        positions = [node.position + 1 for node in nodes]
-        is_path = is_path_dependent(sequence.params)
-        paths = [growth.path(node) for node in nodes] if is_path else None
-        banned = None if allowed is not None else [sequence.banned(own) for own in positions]
-        tokens, logprobs = draft_children(
-            logits,
-            sequence.params,
-            sequence.counts,
-            positions=positions,
-            choice=sequence.choice,
-            paths=paths,
-            banned=banned,
-            allowed=allowed,
-            tau=calibration.tau(sequence.params),
-            branch=self.bounds.branch,
-            at_once=self._at_once,
-        )
-        return torch.stack([tokens.double(), logprobs.double()], 1)
-
-    def _add_children(
-        self,
-        growth: Growth,
-        node: Node,
-        tokens: Sequence[float],
-        logprobs: Sequence[float],
-        calibration: Calibration,
-    ) -> None:
-        """Add children to a node, given their token ids and their log-probabilities."""
-        gains = [calibration.calibrate(self.name, s) if s > -inf else -inf for s in logprobs]
-        calibration.observe_mass(min(sum(map(exp, gains)), 1.0))
-        for own, logprob, gain in zip(tokens, logprobs, gains, strict=True):
-            token = int(own)
-            if gain > NEGLIGIBLE or node.children.get(token):
-                growth.add(node, token, logprob, gain, self.name)
+        if self.caches.nodes is None:
+            return True
+        position = growth.root.position - len(pending)
+        if table.state is None or not table.state.is_caught_up(position):
+            return False  # a pass changes the states that the rows would read
+        return not pending or (len(pending) <= MOST_AS_NODES and scratch.take_pending(pending))
 
     def _prepare(self, chosen: Sequence[tuple[Growth, list[Node]]]) -> DraftStep | None:
         """Return a step of the nodes for which there is room; None if there is none."""
@@ -337,12 +290,25 @@ class DraftModel:
             logits = logits[step.logit_rows]
         for growth, nodes in step.chosen:
             # Tiles of a cancelled sequence may have been skipped, so its slots are undefined.
-            if nodes[0] is growth.root and not growth.sequence.is_cancelled:
-                self.caches.keep_pending(growth.sequence)
+            if growth.sequence.is_cancelled:
+                self._scratch[growth.sequence].drop_pending()
+            elif nodes[0] is growth.root:
+                self._keep_pending(growth.sequence, nodes[0])
         missing = self.vocab_size - logits.shape[1]
         if missing:
             logits = F.pad(logits, (0, missing), value=-torch.inf)  # cuts where `missing` < 0
         return logits
+
+    def _keep_pending(self, sequence: TokenSequence, root: Node) -> None:
+        """Add the tokens that were run before a root to the prefix."""
+        memory, scratch = self.caches.nodes, self._scratch[sequence]
+        if memory is not None and scratch.pending:
+            table = self.caches.prefix(sequence)
+            assert table is not None and table.state is not None and root.slot is not None
+            advance_states(table.state, memory, scratch.pending)
+            memory.move_root([root.slot], scratch.pending[-1])
+            scratch.drop_pending()
+        self.caches.keep_pending(sequence)
 
     def _segment(
         self, growth: Growth, nodes: list[Node], first: int
@@ -375,17 +341,23 @@ class DraftModel:
             mask=mask,
             cancelled=sequence.cancelled,
             is_long=self.decoder.is_long(len(sequence.tokens)),
-            state=self._node_rows(table, earlier, nodes, mask),
+            state=self._node_rows(table, self._scratch[sequence].pending, earlier, nodes, mask),
         )
         tokens = [sequence.tokens[position] for position in pending]
         return [*tokens, *(node.token for node in nodes)], positions, prefix, segment
 
     def _node_rows(
-        self, table: PageTable, earlier: Sequence[Node], nodes: Sequence[Node], mask: Tensor | None
+        self,
+        table: PageTable,
+        pending: Sequence[int],
+        earlier: Sequence[Node],
+        nodes: Sequence[Node],
+        mask: Tensor | None,
     ) -> NodeRows | None:
         """Return how nodes read the states of recurrent layers; None if there are none.
 
         Args:
+            pending: the slots of pending tokens before a root.
             earlier, mask: what `Growth.visible` returned for the nodes.
         """
         memory = self.caches.nodes
@@ -393,8 +365,4 @@ class DraftModel:
             return None
         assert table.state is not None, "a cache with recurrent layers gives each sequence a state"
         before, own = ([n.slot for n in part if n.slot is not None] for part in (earlier, nodes))
-        return NodeRows(table.state, memory, before, own, mask)
-
-
-def _is_caught_up(table: PageTable, length: int) -> bool:
-    return table.state is not None and table.state.is_caught_up(length)
+        return NodeRows(table.state, memory, before, [*pending, *own], mask)

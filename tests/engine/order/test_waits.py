@@ -19,7 +19,7 @@ from tests.engine.order.waits import install
 
 # Where the host reads results, by the place that reads: once in a draft step, and once for each
 # tree that a pass verifies.
-STEP = {"draft_model._extend: tolist"}
+STEP = {"children.add: tolist"}
 PASS = {"choices.choose_tree: tolist"}
 ON_THE_HOST = {"recycling.<genexpr>: tolist"}  # a table that the host keeps
 

@@ -1,10 +1,8 @@
 """Tests of draft models with recurrent layers: they draft well, and change no answer."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -13,11 +11,7 @@ from torch import Tensor
 
 from engine.drafting.model import importance
 from engine.drafting.model.draft_model import DraftModel, DraftStep
-from engine.kv.page_table import PageTable
 from engine.messages import Generate
-from engine.model.attention import Batch
-from engine.model.segment import Segment
-from engine.runtime.engine import Engine
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.drafting.model.test_importance import with_bos
@@ -38,6 +32,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.engine.target_logits import target_logits
 
 NEW = 24
 NGRAM = DraftSpec("ngram", **SMALL)
@@ -112,29 +107,9 @@ def test_drafts_of_whole_weights_have_the_targets_logits(
     some = list(seen)[:: len(seen) // 20]
     assert any(len(tokens) > 160 for tokens in some)
     for tokens in some:
-        torch.testing.assert_close(seen[tokens], target(engine, tokens), rtol=1e-4, atol=1e-4)
-
-
-@torch.inference_mode()
-def target(engine: Engine, tokens: Sequence[int]) -> Tensor:
-    """Return the target's logits [V] after some tokens, which run as one prompt."""
-    cache, decoder, table = engine._cache, engine._decoder, PageTable()
-    assert cache.reserve(table, len(tokens))
-    segment = Segment(
-        first=0,
-        count=len(tokens),
-        start=0,
-        slots=cache.slots(table)[: len(tokens)],
-        positions=torch.arange(len(tokens)),
-        mask=None,
-        cancelled=Event(),
-        state=table.state,
-    )
-    batch = Batch(cache.pool, (segment,), range(len(tokens)), decoder.strict)
-    hidden = decoder.forward(tokens, range(len(tokens)), batch)
-    cache.close(table)
-    with decoder.head() as head:
-        return head(hidden[len(tokens) - 1 : len(tokens)])[0].clone()
+        torch.testing.assert_close(
+            seen[tokens], target_logits(engine, tokens), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("num_nodes", [1, 9])

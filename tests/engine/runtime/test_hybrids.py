@@ -2,7 +2,6 @@
 
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
-from engine.messages import Failed, Generate
+from engine.messages import Failed, Generate, StateStats
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import kv_shape
@@ -155,6 +154,18 @@ def test_a_client_that_leaves_in_a_pass_changes_no_other_answer(at: int) -> None
     check_idle(engine)
 
 
+@pytest.mark.parametrize("at", [3, 4])  # loading has run a layer and the head
+def test_a_client_that_leaves_in_the_first_pass_fails_no_other(at: int) -> None:
+    """Layers of the family return a tuple, whose length is known once they have run."""
+    engine = load(checkpoint("bamba"), PLAIN)
+    hooks(engine).on_unit = lambda call: engine.abort("short") if call == at else None
+    engine.add(asked()[1])
+    while engine.has_work():
+        assert engine.step() == []
+    hooks(engine).on_unit = None
+    assert run(engine, asked()[1:2])["short", 0].ids == wanted("bamba")["short", 0].ids
+
+
 def test_a_sequence_whose_states_a_failed_pass_has_changed_runs_again() -> None:
     want = wanted("qwen3_next")["long", 0]
     engine = load(checkpoint("qwen3_next"), PLAIN)
@@ -253,6 +264,32 @@ def test_states_that_save_the_fewest_tokens_are_dropped_first() -> None:
     check_books(engine)
 
 
+def test_a_pass_reports_states_in_use_hits_and_evictions() -> None:
+    engine, first = load(checkpoint("qwen3_next"), PLAIN, max_sequences=2), prompt(150, 7)
+    states, most = engine._cache.states, engine._loaded.plan.stored_states
+    assert states is not None and engine.info.num_states == states.num_states == 2 + most
+    one = states.state_bytes
+    assert (
+        sum(own.states[0].nbytes + own.windows[0].nbytes for own in states.layers.values()) == one
+    )
+
+    def reported(tokens: list[int]) -> StateStats:
+        cached(engine, "r", tokens, max_tokens=1)
+        assert engine.last_pass is not None and engine.last_pass.states is not None
+        return engine.last_pass.states
+
+    assert reported(first) == StateStats(0, 3, 3 * one, hits=0, evictions=0)
+    # Of the two states at page borders, that at the first one is stored already.
+    assert reported([*first, 5, 6]) == StateStats(0, 4, 4 * one, hits=1, evictions=0)
+    for number in range(most):
+        last = reported(prompt(150, 100 + number))
+    assert last == StateStats(0, most, most * one, hits=0, evictions=3)
+    llama = load(checkpoint("llama"), PLAIN)
+    cached(llama, "r", first, max_tokens=1)
+    assert llama.info.num_states == 0
+    assert llama.last_pass is not None and llama.last_pass.states is None
+
+
 @pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
 def test_the_audit_runs_an_answer_again_with_states_of_its_own(family: str) -> None:
     engine = load(checkpoint(family), DraftSpec("ngram"), audit=1.0)
@@ -266,9 +303,3 @@ def test_the_audit_runs_an_answer_again_with_states_of_its_own(family: str) -> N
 def test_only_layers_with_attention_have_keys_and_values() -> None:
     layers = {family: kv_shape(tiny_config(family)).num_layers for family in HYBRIDS}
     assert layers == {**dict.fromkeys(HYBRIDS, 1), "falcon_h1": 3}
-
-
-def test_drafts_with_recurrent_layers_are_refused_with_advice(tmp_path: Path) -> None:
-    folder = checkpoint("lfm2")
-    with pytest.raises(ModelError, match=r"draft\.source: .* has recurrent layers"):
-        load(checkpoint("llama"), DraftSpec("specexec", source=str(folder), **SMALL))

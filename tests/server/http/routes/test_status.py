@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
-from engine.messages import LoadProgress
+from engine.messages import LoadProgress, StateStats
 from engine.process.engine_process import State
 from server.metrics.passes import PassHistory
 from tests.server.conftest import MakeApp, chat, client_of, error_of, serving
@@ -87,6 +88,32 @@ async def test_the_figures_are_those_of_the_metrics(
     for name in ("link_gbps", "link_limit_gbps", "kv_pages", "kv_pages_used"):
         assert engine[name] == series(name, **model) != 0
     assert found["queue"]["waiting_for_pass"] == series("waiting", **{"for": "pass"}) == 3
+
+
+async def test_states_of_recurrent_layers_are_shown_where_there_are_any(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client)
+    engines.engine.on_pass(PASS)
+    assert (await status_of(client))["engine"]["states"] is None
+    names = ("states", "states_used", "state_bytes_used", "state_hits_total")
+    series = await scrape(client)
+    assert not any(series.labels(name) for name in names)
+    engines.script.num_states = 8
+    await chat(client, model="org/other")
+    empty = {"sequences": 0, "prefixes": 0, "bytes_used": 0, "hits": 0, "evictions": 0}
+    assert (await status_of(client))["engine"]["states"] == {"room": 8, **empty}
+    engines.engine.on_pass(replace(PASS, states=StateStats(2, 4, 600, hits=1, evictions=3)))
+    engines.engine.on_pass(replace(PASS, states=StateStats(1, 5, 500, hits=1, evictions=0)))
+    states, series = (await status_of(client))["engine"]["states"], await scrape(client)
+    kept = {"room": 8, "sequences": 1, "prefixes": 5, "bytes_used": 500}
+    assert states == {**kept, "hits": 2, "evictions": 3}
+    model = {"model": "org/other"}
+    assert series("states", **model) == 8 and series("state_bytes_used", **model) == 500
+    assert series("states_used", of="sequences", **model) == 1
+    assert series("states_used", of="prefixes", **model) == 5
+    assert series("state_hits_total", **model) == 2
+    assert series("state_evictions_total", **model) == 3
 
 
 def test_rates_are_those_of_the_last_seconds() -> None:
