@@ -37,7 +37,7 @@ export const markdown = new Marked({
     {
       name: "blockMath",
       level: "block",
-      start: (source) => indexOrNone(source.search(/^ {0,3}(?:\$\$|\\\[)/m)),
+      start: (source) => indexOrNone(source.search(/\n {0,3}(?:\$\$|\\\[)/)),
       tokenizer: (source) => mathToken(DISPLAY_MATH.exec(source), "blockMath", true),
       renderer: (token) => `<p>${renderMath(token)}</p>\n`,
     },
