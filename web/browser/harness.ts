@@ -1,7 +1,7 @@
 /** What the tests in Chromium share: servers of this project, and pages that note what goes wrong. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -25,9 +25,9 @@ export interface Server {
   stop: () => Promise<void>;
 }
 
-/** Serve scripted answers: no model, no torch. */
-export function serveFake(): Promise<Server> {
-  return serve(["-m", "tests.server.serve_fake"], "stdout", /^(\d+)$/, (port) => `http://127.0.0.1:${port}/`);
+/** Serve a fake engine, which greets: no model, no torch. */
+export function serveFake(...options: string[]): Promise<Server> {
+  return serve(["-m", "tests.server.serve_fake", ...options], "stdout", /^(\d+)$/, (port) => `http://127.0.0.1:${port}/`);
 }
 
 /** Serve the demo model. */
@@ -43,6 +43,11 @@ async function serve(
   urlOf: (found: string) => string,
 ): Promise<Server> {
   const home = mkdtempSync(join(tmpdir(), "understudy-page-"));
+  // compiling takes a minute; the names of the folders there say which sources they are of
+  const compiled = join(ROOT, "build/compiled");
+  mkdirSync(compiled, { recursive: true });
+  mkdirSync(join(home, "cache"));
+  symlinkSync(compiled, join(home, "cache/compiled"));
   const env = {
     ...process.env,
     PYTHONPATH: ROOT,

@@ -13,11 +13,11 @@ function html(text: string): string {
 const LINK = 'target="_blank" rel="noopener noreferrer nofollow"';
 const CASES: [name: string, text: string, html: string][] = [
   ["emphasis", "a **b** *c* ~~d~~", "<p>a <strong>b</strong> <em>c</em> <del>d</del></p>"],
-  ["headings begin below those of the page", "# a", "<h3>a</h3>"],
-  ["deep headings", "###### a", "<h6>a</h6>"],
+  ["headings are below those of the page", "# a", '<h3 class="level-1">a</h3>'],
+  ["deep headings", "###### a", '<h3 class="level-6">a</h3>'],
   ["lines are kept", "a\nb", "<p>a<br>b</p>"],
   ["HTML is text", "<b>a</b>", "<p>&lt;b&gt;a&lt;/b&gt;</p>"],
-  ["a block of HTML is text", "<div>\n\n# a", "<p>&lt;div&gt;</p>\n<h3>a</h3>"],
+  ["a block of HTML is text", "<div>\n\n# a", '<p>&lt;div&gt;</p>\n<h3 class="level-1">a</h3>'],
   ["a line break", "a<br>b", "<p>a<br>b</p>"],
   ["a link", "[a](https://b.example/c)", `<p><a href="https://b.example/c" ${LINK}>a</a></p>`],
   ["mail", "<a@b.example>", `<p><a href="mailto:a@b.example" ${LINK}>a@b.example</a></p>`],

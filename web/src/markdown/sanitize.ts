@@ -3,7 +3,7 @@ import DOMPurify, { type Config } from "dompurify";
 
 const TEXT: Config = {
   ALLOWED_TAGS: [
-    ...["a", "blockquote", "br", "code", "del", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol"],
+    ...["a", "blockquote", "br", "code", "del", "em", "h3", "hr", "li", "ol"],
     ...["p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul", "#text"],
   ],
   ALLOWED_ATTR: ["align", "class", "href", "rel", "start", "target"],

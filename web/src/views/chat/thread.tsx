@@ -24,7 +24,7 @@ export function Thread(): JSX.Element {
   return (
     <div class="thread" ref={scroller}>
       <div class="messages" ref={content}>
-        {path.length === 0 && <Welcome />}
+        {path.length === 0 ? <Welcome /> : <h1 class="only-read">{openChat.value.title}</h1>}
         {path.map((message, index) => (
           <div key={message.id}>
             {skipped > 0 && index === skipped && <Skipped />}
