@@ -144,6 +144,11 @@ class Demand:
         return (self.kv_bytes_per_token - self.draft.kv_bytes_per_token) * PAGE
 
     @property
+    def has_states(self) -> bool:
+        """Return whether the model or its draft has recurrent layers, whose states may be empty."""
+        return max(self.state_bytes, self.stash_bytes, self.node_bytes) > 0
+
+    @property
     def drafted_rows(self) -> int:
         """Return the most rows that a draft model runs for one sequence, in either KV cache."""
         return self.draft.draft_rows + self.draft.own_rows

@@ -33,7 +33,7 @@ def count_states(spec: ModelSpec, demand: Demand, limit: int) -> StateCounts:
     Args:
         limit: the bytes of the device that a plan may use.
     """
-    if not demand.state_bytes:
+    if not demand.has_states:
         return StateCounts(spec.max_sequences or DEFAULT_SEQUENCES, 0, 0, 0, 0)
     room, audits = int(limit * STATE_SHARE), int(spec.audit > 0)  # the audit has a state of its own
 
@@ -47,8 +47,9 @@ def count_states(spec: ModelSpec, demand: Demand, limit: int) -> StateCounts:
     fitting = max((n for n in counts if running_bytes(n) + n * prefix <= room), default=1)
     sequences = spec.max_sequences or fitting
     running = running_bytes(sequences)
-    left = max(room - running, 0) if spec.prefix_cache else 0
-    stored = min(STORED_STATES * sequences, left // demand.state_bytes)
+    stored = STORED_STATES * sequences if spec.prefix_cache else 0
+    if demand.state_bytes:  # a convolution over one row has a state without values
+        stored = min(stored, max(room - running, 0) // demand.state_bytes)
     return StateCounts(
         max_sequences=sequences,
         running=sequences + audits,

@@ -54,9 +54,11 @@ class Filter(NamedTuple):
 
     @classmethod
     def of_layer(cls, weight: Tensor, bias: Tensor | None) -> "Filter":
-        """Return the filter of a layer's weight [channels, taps] and bias [channels]."""
+        """Return a copy of a layer's weight [channels, taps] and bias [channels] as a filter."""
         own = weight.new_zeros(len(weight)) if bias is None else bias
-        return cls(pad_lanes(weight.float().T).contiguous(), pad_lanes(own.float()).clone())
+        # The layer gives its weights back: with one tap `contiguous` would return their memory.
+        taps = pad_lanes(weight.float().T).clone(memory_format=torch.contiguous_format)
+        return cls(taps, pad_lanes(own.float()).clone())
 
 
 def make_inputs(

@@ -38,6 +38,9 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "top_k_experts": (0, 1 << 14),
     "num_labels": (0, 1 << 16),
     "sliding_window": (0, 1 << 40),
+    **dict.fromkeys(  # the rows that a convolution of a recurrent layer sees
+        ("conv_L_cache", "conv_kernel", "linear_conv_kernel_dim", "mamba_d_conv"), (1, 1 << 10)
+    ),
 }
 _LAYERS = re.compile(r"(layers?|depths?|stages|blocks)$")
 _MOST_LAYERS = 1024

@@ -82,3 +82,15 @@ def generated(folder: Path, prompt: list[int], count: int) -> list[int]:
     tokens = model.generate(inputs, attention_mask=torch.ones_like(inputs), **new)
     found: list[int] = tokens[0, len(prompt) :].tolist()
     return found
+
+
+def forwarded(folder: Path, prompt: list[int], count: int) -> list[int]:
+    """Return the greedy tokens of the library's forward over the whole text, without its cache."""
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(folder, attn_implementation="eager")
+    tokens = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(prompt) :]

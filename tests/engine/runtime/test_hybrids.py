@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
 from engine.messages import Failed, Generate, StateStats
+from engine.model.reference import Reference
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import kv_shape
@@ -19,7 +21,9 @@ from tests.engine.hybrids import HYBRIDS
 from tests.engine.models import (
     PLAIN,
     SMALL,
+    VOCAB,
     Answers,
+    add_tokenizer,
     alone,
     checkpoint,
     exact,
@@ -29,15 +33,16 @@ from tests.engine.models import (
     request,
     run,
 )
-from tests.engine.structures import generated
+from tests.engine.structures import forwarded, generated
 from tests.engine.traffic import Guesses
 
 NEW = 24
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
 # One family for each kind of recurrence; the others have the same parts, and run among slow tests.
 QUICK = ("qwen3_next", "granitemoehybrid", "lfm2", "kimi_linear")
-# Its `generate` bounds the steps of the recurrence in a prompt, but not in what it generates.
-DIFFERENT = ("nemotron_h", "nemotron_h_dense")
+# The library's `generate` bounds the steps of the recurrence in a prompt only, so answers are
+# compared with its forward without a cache.
+UNBOUNDED = ("nemotron_h", "nemotron_h_dense")
 
 
 def asked(**params: Any) -> list[Generate]:
@@ -51,6 +56,36 @@ def wanted(family: str) -> Answers:
     found = alone(plain, asked(logprobs=2))
     plain.close()
     return found
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("lfm2", "conv_L_cache"), ("nemotron_h_dense", "conv_kernel")]
+)
+def test_a_convolution_may_see_one_row_only(family: str, key: str, tmp_path: Path) -> None:
+    config = tiny_config(family, vocab_size=VOCAB)
+    setattr(config, key, 1)
+    Reference(config, seed=3).model.save_pretrained(tmp_path)
+    add_tokenizer(tmp_path)
+    want = alone(load(tmp_path, PLAIN), asked(logprobs=2))
+    for name, tokens in PROMPTS.items():
+        assert want[name, 0].ids == generated(tmp_path, tokens, NEW), name
+    engine = with_guesses(load(tmp_path, DraftSpec("ngram", **{**SMALL, "width": 1})), want)
+    for _ in range(2):
+        assert exact(run(engine, asked(logprobs=2))) == exact(want)
+    own = DraftSpec("specexec", source=str(tmp_path), **SMALL)
+    assert exact(run(load(tmp_path, own), asked(logprobs=2))) == exact(want)
+
+
+def test_steps_of_a_recurrence_are_bounded_in_all_passes(tmp_path: Path) -> None:
+    config = tiny_config("nemotron_h_dense", vocab_size=VOCAB)
+    config.time_step_min = 0.7  # many steps are smaller, unlike with the usual bound
+    Reference(config, seed=3).model.save_pretrained(tmp_path)
+    add_tokenizer(tmp_path)
+    want = alone(load(tmp_path, PLAIN), asked(logprobs=2))
+    for name, tokens in PROMPTS.items():
+        assert want[name, 0].ids == forwarded(tmp_path, tokens, NEW), name
+    engine = with_guesses(load(tmp_path, DraftSpec("ngram", **{**SMALL, "width": 1})), want)
+    assert exact(run(engine, asked(logprobs=2))) == exact(want)
 
 
 def with_guesses(engine: Engine, want: Any) -> Engine:
@@ -70,8 +105,8 @@ def with_guesses(engine: Engine, want: Any) -> Engine:
 def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
     folder, want = checkpoint(family), wanted(family)
     for name, tokens in PROMPTS.items():
-        if family not in DIFFERENT:
-            assert want[name, 0].ids == generated(folder, tokens, NEW), name
+        librarys = forwarded if family in UNBOUNDED else generated
+        assert want[name, 0].ids == librarys(folder, tokens, NEW), name
     engine = with_guesses(load(folder, DraftSpec("ngram", **{**SMALL, "width": 1})), want)
     for _ in range(2):
         found = run(engine, asked(logprobs=2))

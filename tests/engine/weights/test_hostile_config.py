@@ -43,6 +43,8 @@ def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
         ("max_position_embeddings", 10**18),
         ("max_position_embeddings", 0),
         ("sliding_window", -1),
+        ("conv_L_cache", 0),
+        ("linear_conv_kernel_dim", HUGE),
         ("rms_norm_eps", float("inf")),
         ("rms_norm_eps", "small"),
         ("rope_theta", float("nan")),

@@ -170,6 +170,10 @@ def refused(path: Path, message: str) -> None:
             {"general.architecture": "mamba"},
             "general.architecture 'mamba' is not supported as GGUF",
         ),
+        (
+            {"general.architecture": "qwen35"},
+            "general.architecture 'qwen35' is not supported as GGUF.*Use the safetensors checkpoint",
+        ),
         ({"general.architecture": "llama"}, "no matrix token_embd.weight"),
     ],
 )

@@ -329,6 +329,8 @@ def write(
     folder: Path,
     *,
     is_plain: Callable[[str], bool] = lambda module: False,
+    is_linear: Callable[[str, Tensor], bool] = lambda name, _: name.endswith("_proj.weight"),
+    layers: int = 2,
     width: int = 1,
     **entry: Any,
 ) -> tuple[Path, Path]:
@@ -339,11 +341,12 @@ def write(
         family: the model's family.
         folder: an empty folder.
         is_plain: returns whether the weight of a module is stored as it is.
+        is_linear: returns whether a tensor is a linear weight.
         width: how many times as wide as others the model is.
         entry: more keys of the configuration's entry.
     """
     stored, plain = folder / "stored", folder / "plain"
-    save_tiny(family, plain, layers=2, max_shard_size="1GB", tied=False, width=width)
+    save_tiny(family, plain, layers=layers, max_shard_size="1GB", tied=False, width=width)
     shutil.copytree(plain, stored)
     form = FORMATS[kind]
     path = stored / "config.json"
@@ -352,7 +355,7 @@ def write(
     dense, fields = load_file(file), dict[str, Tensor]()
     random = np.random.default_rng(0)
     for name, weight in dense.items():
-        if not name.endswith("_proj.weight") or is_plain(name.removesuffix(".weight")):
+        if not is_linear(name, weight) or is_plain(name.removesuffix(".weight")):
             fields[name] = weight
             continue
         made, values = form.make(random, (weight.shape[0], weight.shape[1]))

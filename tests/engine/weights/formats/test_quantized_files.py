@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from engine.compiled.compiler import switched_off
 from engine.errors import ModelError
 from engine.planning.blueprint import Blueprint
-from engine.spec import ModelSpec, TargetSpec
+from engine.spec import DraftSpec, ModelSpec, TargetSpec
 from engine.weights import packing
 from engine.weights.family import read_config
 from engine.weights.formats import groups, scaled_codes
@@ -126,6 +126,34 @@ def test_answers_are_those_of_the_plain_checkpoint(kind: str, tmp_path: Path) ->
         add_tokenizer(folder)
         answers.append(exact(run(load(folder, PLAIN), asked)))
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("qwen3_5_text", "awq"),
+        ("lfm2", "gptq4"),
+        pytest.param("falcon_h1", "ct-pack4", marks=pytest.mark.slow),
+        pytest.param("qwen3_next", "fp8-block-whole", marks=pytest.mark.slow),
+        pytest.param("granitemoehybrid", "gptq4", marks=pytest.mark.slow),
+        pytest.param("nemotron_h", "fp8-block-whole", marks=pytest.mark.slow),
+    ],
+)
+def test_hybrids_of_quantized_weights_have_the_answers_of_the_plain_checkpoint(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    stored, plain = write(kind, family, tmp_path, is_linear=is_divisible, layers=3)
+    asked = [request("g", prompt(70), max_tokens=8, logprobs=2)]
+    for folder in (stored, plain):
+        add_tokenizer(folder)
+    engine = load(stored, DraftSpec("ngram"))
+    assert "weights (" in engine.info.plan  # how the quantized ones travel
+    assert exact(run(engine, asked)) == exact(run(load(plain, PLAIN), asked))
+
+
+def is_divisible(name: str, weight: Tensor) -> bool:
+    """Return whether a tensor is a matrix of a layer whose sides blocks of 32 divide."""
+    return ".layers." in name and weight.dim() == 2 and not any(s % 32 for s in weight.shape)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
