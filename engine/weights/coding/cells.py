@@ -196,7 +196,7 @@ class _Cells:
 
 def _find_cells(substitute: Substitute, rows: slice) -> _Cells:
     scale, zero = _usable_scales(substitute, rows)
-    ends = _ends(is_int4=substitute.is_int4).to(scale.device)
+    ends = find_ends(is_int4=substitute.is_int4).to(scale.device)
     codes = substitute.codes(rows)
     one, other = (
         (ends[codes + first] * scale + zero).view(torch.int32) >> 16 & 0xFFFF for first in (0, 16)
@@ -281,7 +281,7 @@ def _of_weights(starts: Tensor, columns: int) -> Tensor:
 def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
     assert substitute.order is None and not substitute.first, "the encoder needs the order of rows"
     pairs, weights = substitute.pairs.contiguous().numpy(), bits.view(torch.uint16).numpy()
-    ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
+    ends, is_int4 = find_ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
     own = cell_encoding.Substitute(pairs, _compiled_scales(substitute), ends, is_int4)
     sizes = np.empty((len(bits), -(-bits.shape[1] // SEGMENT)), np.uint32)
     counts = np.empty(len(bits), np.int64)
@@ -309,7 +309,7 @@ def _compiled_scales(substitute: Substitute) -> np.ndarray[Any, np.dtype[np.uint
 
 def _compiled_copy(substitute: Substitute, columns: int) -> compiled.Copy:
     """Return the copy for the decoder, as numpy arrays."""
-    ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
+    ends, is_int4 = find_ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
     scales, memory = _compiled_scales(substitute), substitute.pairs.contiguous().view(-1).numpy()
     rows = 2 * len(memory) // columns
     places, steps = np.arange(rows) * (columns // 2), np.zeros(rows, np.int64)
@@ -320,7 +320,7 @@ def _compiled_copy(substitute: Substitute, columns: int) -> compiled.Copy:
 
 
 @cache
-def _ends(*, is_int4: bool) -> Tensor:
+def find_ends(*, is_int4: bool) -> Tensor:
     """Return the ends of the cells in steps, float32 [32]: 16 lower ends, then 16 upper ones."""
     if is_int4:
         return torch.tensor(_INT4_LOW + _INT4_HIGH)
