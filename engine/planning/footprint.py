@@ -18,7 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
-from engine.streaming.cpu_link import CODED_STAGING
+from engine.streaming.coded import CODED_STAGING
 from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
@@ -80,7 +80,7 @@ class Demand:
         return sum(self.link_bytes[unit] for unit in units)
 
     def decoding_bytes(self, resident: Set[int]) -> int:
-        """Return the bytes of the buffers from which a CPU decodes the units that are streamed."""
+        """Return the device bytes of the buffers from which streamed units are decoded."""
         streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
         return CODED_STAGING * max(streamed, default=0)
 

@@ -282,8 +282,8 @@ class _Planner:
         return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        buffers = 0 if self.memory.has_own_memory else self.demand.decoding_bytes(resident)
-        return buffers + sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
+        slot_bytes = sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
+        return slot_bytes + self.demand.decoding_bytes(resident)
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)

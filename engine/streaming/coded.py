@@ -16,6 +16,7 @@ from engine.weights.coding.units import decode_unit, encode_unit, expected_bytes
 from engine.weights.formats import int4
 from engine.weights.layout import LayerUnits, UnitLayout, UnitReader, layers_of_units
 
+CODED_STAGING = 2  # buffers for coded units: one is filled while the other is decoded
 Copies = Mapping[str, Substitute]  # the 4-bit copies of a unit's weights, by name
 
 

@@ -26,6 +26,7 @@ from engine.compiled.cells import (
     TILE,
 )
 from engine.compiled.filling import can_fill
+from engine.triton_kernels import weight_decoder
 from engine.weights.coding.escapes import MOST_WEIGHTS, PLACES, VALUES, list_escapes, put_escapes
 from engine.weights.formats import int4, nf4
 from engine.weights.layout import round_up
@@ -173,6 +174,12 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) ->
         numbers = starts.view(torch.uint32).numpy()
         copy = _compiled_copy(substitute, out.shape[1])
         compiled.decode(copy, substitute.first, stream.numpy(), numbers, words)
+    elif weight_decoder.is_usable(out.device):
+        assert substitute.order is None, "the kernel reads codes in the order of rows"
+        ends = _ends_on(out.device, is_int4=substitute.is_int4)
+        weight_decoder.decode_cells(
+            substitute.pairs, substitute.scales, ends, stream, starts, substitute.first, out
+        )
     else:
         for rows in _chunks(out):
             cells = _find_cells(substitute, rows)
@@ -196,7 +203,7 @@ class _Cells:
 
 def _find_cells(substitute: Substitute, rows: slice) -> _Cells:
     scale, zero = _usable_scales(substitute, rows)
-    ends = find_ends(is_int4=substitute.is_int4).to(scale.device)
+    ends = _ends_on(scale.device, is_int4=substitute.is_int4)
     codes = substitute.codes(rows)
     one, other = (
         (ends[codes + first] * scale + zero).view(torch.int32) >> 16 & 0xFFFF for first in (0, 16)
@@ -328,6 +335,12 @@ def find_ends(*, is_int4: bool) -> Tensor:
     middles = (values[1:] + values[:-1]) / 2
     reach = torch.tensor([_NF4_REACH])
     return torch.cat([-reach, middles, middles, reach])
+
+
+@cache
+def _ends_on(device: torch.device, *, is_int4: bool) -> Tensor:
+    """Return the ends of the cells on a device."""
+    return find_ends(is_int4=is_int4).to(device)
 
 
 def _chunks(weight: Tensor) -> list[slice]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from engine.triton_kernels import weight_decoder
+
 PLACES = ".escape_places"  # field suffix: int32 [escapes], the numbers of these weights, ascending
 VALUES = ".escape_values"  # field suffix: int16 [escapes], their bits
 MOST_WEIGHTS = (1 << 31) - 1  # of a coded weight, because a place is an int32
@@ -24,5 +26,7 @@ def list_escapes(weights: Tensor, is_escape: Tensor) -> dict[str, Tensor]:
 def put_escapes(fields: Mapping[str, Tensor], out: Tensor) -> None:
     """Write the escapes among `fields` into decoded weights, which are contiguous."""
     places = fields[PLACES]
-    if len(places):
+    if weight_decoder.is_usable(out.device):
+        weight_decoder.put_escapes(places, fields[VALUES], out)
+    elif len(places):
         out.view(torch.int16).view(-1)[places.long()] = fields[VALUES]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.compiled import exponents as compiled
 from engine.compiled.filling import can_fill
+from engine.triton_kernels import weight_decoder
 from engine.weights.coding.escapes import MOST_WEIGHTS, list_escapes, put_escapes
 
 EXPONENTS = ".exponents"  # field suffix: uint8 [weights / 2], the first of two in the upper half
@@ -61,6 +62,8 @@ def decode(fields: Mapping[str, Tensor], out: Tensor) -> None:
             table.numpy(),
             out.view(-1).view(torch.int16).view(torch.uint32).numpy(),
         )
+    elif weight_decoder.is_usable(out.device):
+        weight_decoder.decode_exponents(exponents, fractions, table, out)
     else:
         numbers = torch.stack([exponents >> 4, exponents & 15], -1).view(-1)
         own, rest = table[numbers.long()].int(), fractions.int()
