@@ -27,7 +27,15 @@ from engine.compiled.cells import (
 )
 from engine.compiled.filling import can_fill
 from engine.triton_kernels import weight_decoder
-from engine.weights.coding.escapes import MOST_WEIGHTS, PLACES, VALUES, list_escapes, put_escapes
+from engine.weights.coding.escapes import (
+    ESCAPE_BYTES,
+    MOST_WEIGHTS,
+    PLACES,
+    VALUES,
+    coded_bytes,
+    list_escapes,
+    put_escapes,
+)
 from engine.weights.formats import int4, nf4
 from engine.weights.layout import round_up
 
@@ -146,10 +154,23 @@ def encode(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
 
     `supports` must hold for its substitute.
     """
+    fields = encode_within(weight, substitute, None)
+    assert fields is not None, "there is no limit"
+    return fields
+
+
+def encode_within(
+    weight: Tensor, substitute: Substitute, most: int | None
+) -> dict[str, Tensor] | None:
+    """Return the coded fields as `encode` does, or None if they have more than `most` bytes.
+
+    Compiled code finds that out before it makes them, since a useless copy makes most weights
+    escapes, which take three times the bytes of the weight.
+    """
     assert supports(substitute), f"groups of {substitute.group}"
     bits = weight.contiguous().view(torch.int16)
     if can_fill(weight):
-        return _encode_compiled(bits, substitute)
+        return _encode_compiled(bits, substitute, most)
     indices, widths = torch.empty(bits.shape, dtype=torch.int32), []
     is_escape = torch.empty(bits.shape, dtype=torch.bool)
     for rows in _chunks(bits):
@@ -159,7 +180,8 @@ def encode(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
         indices[rows] = index.clamp(min=0)
         widths.append(cells.width)
     stream, starts = _write(indices, torch.cat(widths))
-    return {STREAM: stream, STARTS: starts} | list_escapes(bits, is_escape)
+    fields = {STREAM: stream, STARTS: starts} | list_escapes(bits, is_escape)
+    return None if most is not None and coded_bytes(fields) > most else fields
 
 
 def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) -> None:
@@ -285,7 +307,9 @@ def _of_weights(starts: Tensor, columns: int) -> Tensor:
     return starts.repeat_interleave(SEGMENT, 1)[:, :columns]
 
 
-def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
+def _encode_compiled(
+    bits: Tensor, substitute: Substitute, most: int | None
+) -> dict[str, Tensor] | None:
     assert substitute.order is None and not substitute.first, "the encoder needs the order of rows"
     pairs, weights = substitute.pairs.contiguous().numpy(), bits.view(torch.uint16).numpy()
     ends, is_int4 = find_ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
@@ -295,7 +319,10 @@ def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
     cell_encoding.measure(own, weights, sizes, counts)
     stops = np.cumsum(sizes.reshape(-1), dtype=np.int64)
     starts = (stops - sizes.reshape(-1)).astype(np.uint32).reshape(sizes.shape)
-    stream = np.zeros(_stream_bytes(int(stops[-1])), np.uint8)
+    nbytes = _stream_bytes(int(stops[-1]))
+    if most is not None and nbytes + starts.nbytes + ESCAPE_BYTES * int(counts.sum()) > most:
+        return None
+    stream = np.zeros(nbytes, np.uint8)
     places = np.empty(counts.sum(), np.uint32)
     values = np.empty(len(places), np.uint16)
     before = np.cumsum(counts) - counts

@@ -9,7 +9,9 @@ from engine.triton_kernels import weight_decoder
 
 PLACES = ".escape_places"  # field suffix: int32 [escapes], the numbers of these weights, ascending
 VALUES = ".escape_values"  # field suffix: int16 [escapes], their bits
+ESCAPE_BYTES = 6
 MOST_WEIGHTS = (1 << 31) - 1  # of a coded weight, because a place is an int32
+_PIECE = 1 << 20
 
 
 def list_escapes(weights: Tensor, is_escape: Tensor) -> dict[str, Tensor]:
@@ -28,5 +30,13 @@ def put_escapes(fields: Mapping[str, Tensor], out: Tensor) -> None:
     places = fields[PLACES]
     if weight_decoder.is_usable(out.device):
         weight_decoder.put_escapes(places, fields[VALUES], out)
-    elif len(places):
-        out.view(torch.int16).view(-1)[places.long()] = fields[VALUES]
+        return
+    weights = out.view(torch.int16).view(-1)
+    # In pieces, because indices of 8 bytes may take as much memory as the weights.
+    for own, values in zip(places.split(_PIECE), fields[VALUES].split(_PIECE), strict=True):
+        weights[own.long()] = values
+
+
+def coded_bytes(fields: Mapping[str, Tensor]) -> int:
+    """Return the bytes of coded fields."""
+    return sum(tensor.nbytes for tensor in fields.values())

@@ -102,11 +102,11 @@ def test_groups_of_zeros_take_no_bits_and_other_zeros_few(form: str) -> None:
     weight = usual(64, 1024)
     weight[:, :512] = 0  # whole groups
     whole = cells.encode(weight, copy_of(weight, form))
-    assert 8 * coded.coded_bytes(whole) / weight.numel() < 4.1
+    assert 8 * escapes.coded_bytes(whole) / weight.numel() < 4.1
     weight = usual(64, 1024)
     weight[torch.rand(weight.shape) < 0.5] = 0
     some = cells.encode(weight, copy_of(weight, form))
-    assert 8 * coded.coded_bytes(some) / weight.numel() < 10
+    assert 8 * escapes.coded_bytes(some) / weight.numel() < 10
     assert len(some[escapes.PLACES]) < weight.numel() / 200
 
 
@@ -137,10 +137,10 @@ def test_normally_distributed_weights_take_few_bits(form: str, most: float) -> N
     for importance in (None, torch.rand(1024) ** 4):  # also with scales that clip weights
         fields = coded.encode(weight, copy_of(weight, form, importance))
         assert fields is not None and cells.STREAM in fields
-        assert 8 * coded.coded_bytes(fields) / weight.numel() < most
+        assert 8 * escapes.coded_bytes(fields) / weight.numel() < most
     fields = coded.encode(weight, None)
     assert fields is not None and exponents.EXPONENTS in fields
-    assert 8 * coded.coded_bytes(fields) / weight.numel() < 12.1
+    assert 8 * escapes.coded_bytes(fields) / weight.numel() < 12.1
 
 
 def test_trained_weights_take_few_bits() -> None:
@@ -150,7 +150,7 @@ def test_trained_weights_take_few_bits() -> None:
         for weight in weights:
             fields = coded.encode(weight, copy_of(weight, form) if form else None)
             assert fields is not None
-            nbytes += coded.coded_bytes(fields)
+            nbytes += escapes.coded_bytes(fields)
         assert 8 * nbytes / sum(weight.numel() for weight in weights) <= most, form
 
 
