@@ -81,14 +81,14 @@ class DecodedUnits(UnitReader):
     """A reader of coded units that decodes them.
 
     Args:
-        coded: the packed units of a `CodedUnits`.
+        coded: reads the units of a `CodedUnits` that were packed.
         slot_layouts: the layouts of the plain units.
         copies: returns the 4-bit copies of a unit's weights, where the draft keeps them.
     """
 
     def __init__(
         self,
-        coded: PackedUnits,
+        coded: UnitReader,
         slot_layouts: Sequence[UnitLayout],
         copies: Callable[[int], Copies],
     ) -> None:

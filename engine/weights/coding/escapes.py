@@ -33,7 +33,8 @@ def put_escapes(fields: Mapping[str, Tensor], out: Tensor) -> None:
         return
     weights = out.view(torch.int16).view(-1)
     # In pieces, because indices of 8 bytes may take as much memory as the weights.
-    for own, values in zip(places.split(_PIECE), fields[VALUES].split(_PIECE), strict=True):
+    pieces = (torch.split(own, _PIECE) for own in (places, fields[VALUES]))
+    for own, values in zip(*pieces, strict=True):
         weights[own.long()] = values
 
 

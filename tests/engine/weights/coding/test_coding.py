@@ -206,11 +206,11 @@ def test_an_encoder_that_is_wrong_is_found(
     weight = usual(64, 128)
     right = cells.encode
 
-    def wrong(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
+    def wrong(weight: Tensor, substitute: Substitute, most: int) -> dict[str, Tensor]:
         fields = right(weight, substitute)
         fields[cells.STREAM][7] ^= 1
         return fields
 
-    monkeypatch.setattr(cells, "encode", wrong)
+    monkeypatch.setattr(cells, "encode_within", wrong)
     assert coded.encode(weight, copy_of(weight, "int4 32")) is None
     assert "decodes to other bits" in caplog.text

@@ -1,10 +1,12 @@
 """Coding a unit takes no more memory than plans count."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine.weights.coding.units import encode_unit
 from engine.weights.layout import lay_out
@@ -22,7 +24,7 @@ def status(key: str) -> int:
     return 1024 * int(found[1])
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "copy": usual,
     "no copy": usual,
     "useless copy": usual,  # which makes most weights escapes
