@@ -198,6 +198,9 @@ def test_coded_weights_take_half_of_the_ram() -> None:
     assert coded.plan.ram_unit_bytes == coded.plan.tiers.count("ram") * CODED
     staging = CODED_STAGING * CODED  # on the device, from which units are decoded
     assert coded.plan.ring_bytes == coded.plan.slots * DENSE + staging
+    assert coded.demand.coding_bytes == 3 * DENSE
+    assert coded.plan.making_bytes == 0  # the units are loaded after it, into the same RAM
+    assert plain.demand.coding_bytes == 0
 
 
 @pytest.mark.parametrize(("own", "cost"), [(True, 1), (False, 2)])
@@ -209,6 +212,15 @@ def test_decoding_counts_twice_where_the_same_cores_compute(
     difference = slow.decode_seconds - fast.decode_seconds
     assert difference == pytest.approx(fast.decode_seconds) and difference > 1
     assert slow.pass_seconds - fast.pass_seconds == pytest.approx(cost * difference)
+
+
+def test_a_device_that_computes_in_ram_holds_its_weights_while_units_are_coded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice, "LEAST_GAIN", 0.0)
+    found = chosen(4, 1.0, PLAIN, "", 200.0, own=False)
+    later = found.plan.activation_bytes  # are allocated when all are coded
+    assert found.plan.making_bytes == found.demand.coding_bytes - later > DENSE
 
 
 def test_expanding_is_part_of_the_forecast() -> None:

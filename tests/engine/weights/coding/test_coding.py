@@ -204,10 +204,11 @@ def test_an_encoder_that_is_wrong_is_found(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     weight = usual(64, 128)
-    right = cells.encode
+    right = cells.encode_within
 
     def wrong(weight: Tensor, substitute: Substitute, most: int) -> dict[str, Tensor]:
-        fields = right(weight, substitute)
+        fields = right(weight, substitute, most)
+        assert fields is not None
         fields[cells.STREAM][7] ^= 1
         return fields
 
