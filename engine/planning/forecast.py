@@ -23,7 +23,7 @@ from engine.spec import TILE, Tier
 # What decoding costs, in times of what it takes alone: it runs on the cores that also compute, and
 # both slow each other. On two cores a pass lost 1.6 times, and pass and drafting together 2.2.
 CPU_DECODING_COST = 2.0
-# A GPU decodes in its own queue while nothing else computes, or instead of the same share of it.
+# A GPU decodes with what also computes, and its memory is shared too, so the times add up.
 GPU_DECODING_COST = 1.0
 PROMPT = 1000  # tokens of the prompt for which the time to the first token is forecast
 ANSWER = 500  # tokens of an answer to it

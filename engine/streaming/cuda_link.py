@@ -251,9 +251,10 @@ class CudaLink:
 
     def _target(self, unit: int, slot: "CudaSlot") -> Target:
         """Return what a unit is copied into: the slot, or a buffer from which it is decoded."""
-        if self._reader.is_coded(unit) and self._decoding is not None:
-            return CodedCopy(unit, slot, self._decoding)
-        return slot
+        if not self._reader.is_coded(unit):
+            return slot
+        assert self._decoding is not None, f"the link was opened for other units than {unit}"
+        return CodedCopy(unit, slot, self._decoding)
 
     def _send_piece(self, piece: range, source: Tensor, target: Target) -> None:
         with self._window.piece(is_first=piece.start == 0):

@@ -122,7 +122,10 @@ class DeviceStaging:
 
     @contextmanager
     def buffer(self) -> Iterator[_Buffer]:
-        """Yield a buffer when the decoding out of it has been launched."""
+        """Yield a buffer when the decoding out of it has been launched, and wait until then.
+
+        Those who have a buffer never wait for another one.
+        """
         buffer = self._waiting.get()
         try:
             yield buffer
