@@ -1,5 +1,6 @@
 """Units of random weights, their 4-bit copies, and both packed in folders."""
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.errors import ModelError
 from engine.streaming.coded import CodedUnits, DecodedUnits
 from engine.streaming.packed import PackedUnits, pack
 from engine.weights.coding.cells import Substitute, find_substitute
@@ -57,6 +59,26 @@ class Copies(UnitReader):
     def read(self, index: int, buffer: Tensor) -> None:
         fields = self.layouts[index].views(buffer).values()
         int4.quantize(self._plain.expected(index)["q.weight"], *fields)
+
+
+class FaultyUnits(DecodedUnits):
+    """Coded units of which some reads fail, and some decodings after they have begun."""
+
+    faults = 0  # that will happen
+
+    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
+        self.fail()
+        super().read_piece(index, piece, memory)
+
+    def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
+        super().decode(index, memory, slot)
+        self.fail()
+
+    def fail(self) -> None:
+        """Fail with a chance of a half if faults are left."""
+        if self.faults and random.random() < 0.5:
+            self.faults -= 1
+            raise ModelError("the disk failed")
 
 
 def silent(what: str, done: int, total: int) -> None:

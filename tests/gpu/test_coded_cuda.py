@@ -7,7 +7,6 @@ only the dependencies of the engine.
 # mypy: disallow-untyped-calls=False
 # torch.cuda declares no types for sleeps.
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -20,7 +19,6 @@ from torch import Tensor
 from engine.errors import ModelError
 from engine.planning import choice, link_probe
 from engine.spec import DraftSpec, StreamSpec, Tier
-from engine.streaming.coded import DecodedUnits
 from engine.streaming.cuda_link import CudaDevice
 from engine.streaming.packed import PackedUnits
 from engine.streaming.ring import LayerStream
@@ -30,7 +28,7 @@ from engine.weights.coding.cells import Substitute
 from engine.weights.formats import nf4
 from engine.weights.formats.joined import weight_copy
 from engine.weights.formats.linear import Kernel, substitute
-from tests.engine.coded_units import COUNT, PlainUnits, decoded, packed
+from tests.engine.coded_units import COUNT, FaultyUnits, PlainUnits, decoded, packed
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, exact, load, prompt, request, run
 from tests.engine.weights.coding.copies import copy_of, same_bits
 from tests.engine.weights.coding.kinds import WEIGHTS, copy_with_any_scale, usual
@@ -155,25 +153,6 @@ def test_the_ring_gives_plain_weights(
             stream.seek(first)
             checks.walk(stream, cycles, first)
         checks.check()
-
-
-class FaultyUnits(DecodedUnits):
-    """Coded units of which some reads and some decodings fail."""
-
-    faults = 0
-
-    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        self._fail()
-        super().read_piece(index, piece, memory)
-
-    def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
-        super().decode(index, memory, slot)
-        self._fail()
-
-    def _fail(self) -> None:
-        if self.faults and random.random() < 0.5:
-            self.faults -= 1
-            raise ModelError("the disk failed")
 
 
 @pytest.mark.parametrize("tiers", MIXTURES, ids="-".join)

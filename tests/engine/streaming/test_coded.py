@@ -1,13 +1,11 @@
 """Coded units travel in fewer bytes, and arrive in the slots of the ring as the plain weights."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from engine.cache_files import unit_name
 from engine.errors import ModelError
@@ -20,6 +18,7 @@ from tests.engine.coded_units import (
     COUNT,
     LAYERS,
     Copies,
+    FaultyUnits,
     PlainUnits,
     decoded,
     packed,
@@ -146,25 +145,6 @@ def test_without_copies_all_weights_are_coded_by_themselves(
         with closing(stream):
             stream.start(reader)
             walk(stream, plain)
-
-
-class FaultyUnits(DecodedUnits):
-    """Coded units of which some reads and some decodings fail."""
-
-    faults = 0
-
-    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        self._fail()
-        super().read_piece(index, piece, memory)
-
-    def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
-        self._fail()
-        super().decode(index, memory, slot)
-
-    def _fail(self) -> None:
-        if self.faults and random.random() < 0.5:
-            self.faults -= 1
-            raise ModelError("the disk failed")
 
 
 def test_errors_give_staging_buffers_back(

@@ -24,7 +24,7 @@ from engine.streaming.cuda_staging import CodedCopy
 from engine.streaming.packed import PackedUnits
 from engine.streaming.ring import LayerStream
 from engine.weights.layout import LayerUnits
-from tests.engine.coded_units import PlainUnits, decoded, packed
+from tests.engine.coded_units import FaultyUnits, PlainUnits, decoded, packed
 from tests.engine.fake_cuda import FakeDevice, FakeEvent, current_stream, install
 
 CUDA = CudaDevice(torch.device("cuda:0"))
@@ -55,12 +55,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     assert fake.cudart.pinned == {}, "pinned memory was left behind"
 
 
-class LateUnits(DecodedUnits):
+class LateUnits(FaultyUnits):
     """Coded units that are decoded when the device comes to it, by streams that may be slow."""
 
     slow = 0.0  # the longest time of decoding a unit
     held: threading.Event | None = None  # decoding waits for it
-    faults = 0  # reads and launches that will fail
     decoded: list[int]
 
     def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
@@ -74,16 +73,7 @@ class LateUnits(DecodedUnits):
 
         current_stream().launch(run)
         self.decoded.append(index)
-        self._fail()  # after some kernels have been launched
-
-    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        self._fail()
-        super().read_piece(index, piece, memory)
-
-    def _fail(self) -> None:
-        if self.faults and random.random() < 0.5:
-            self.faults -= 1
-            raise OSError("pulled")
+        self.fail()  # after some kernels have been launched
 
 
 @pytest.fixture(scope="module")
