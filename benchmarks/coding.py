@@ -27,7 +27,7 @@ from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import describe_machine
 from engine.weights.coding import cells, coded, exponents
 from engine.weights.coding.cells import Substitute
-from engine.weights.coding.escapes import PLACES
+from engine.weights.coding.escapes import PLACES, coded_bytes
 from engine.weights.formats import int4, nf4
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo" / "target"
@@ -194,7 +194,7 @@ def bits_per_weight(weights: Iterator[Tensor], form: str) -> tuple[float, float]
     nbytes = total = escapes = 0
     for weight in weights:
         fields = coded.encode(weight, copy_of(weight, form))
-        nbytes += coded.coded_bytes(fields) if fields else weight.nbytes
+        nbytes += coded_bytes(fields) if fields else weight.nbytes
         escapes += len(fields[PLACES]) if fields else 0
         total += weight.numel()
     return 8 * nbytes / total, escapes / total

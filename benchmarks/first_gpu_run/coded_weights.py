@@ -1,101 +1,157 @@
-"""Weights coded beside their int4 copies: whether a GPU decodes them faster than they travel.
+"""Weights in lossless codes: how fast the device decodes them, and the link with and without.
 
-The int4 code of a weight, which the draft keeps on the device, says in which interval the weight
-lies. So only the place in this interval has to travel, in as many bits as the interval has bfloat16
-values: about half of 16. The engine does not do this; the figures decide whether it should.
+The decoder must be much faster than the link, and is bound by the memory of the device: it reads
+the coded weights and their 4-bit copies, and writes the weights. The link is measured as the ring
+uses it, with units in the shape of a 7 B layer's largest weight, and without computing.
 """
 
-import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from benchmarks.first_gpu_run.engine_settings import SIMULATED_GBPS
 from benchmarks.first_gpu_run.lab import CannotRun, Lab, gbps
 from benchmarks.first_gpu_run.record import Results
-from engine.triton_kernels.compiler import is_installed
+from engine.spec import Tier
+from engine.streaming.coded import DecodedUnits
+from engine.streaming.device import choose_device
+from engine.streaming.ring import LayerStream
+from engine.triton_kernels import weight_decoder
+from engine.weights.coding import coded
+from engine.weights.coding.cells import Substitute
+from engine.weights.coding.escapes import coded_bytes
+from engine.weights.coding.units import encode_unit
+from engine.weights.formats import int4
+from engine.weights.layout import UnitLayout, UnitReader, lay_out
 
 SHAPE = (18_944, 3584)
-GROUP = 64  # weights that share a scale
-GROUPS = 16  # that share a stored start
-WARPS = (1, 2, 4, 8)
-REACH, END_REACH = 17 / 32, 1.0  # of an interval to both sides of its centre, in steps
+CODED_ROWS = 2368  # that are coded: without numba, a CPU codes only 0.05 GB of weights a second
+GROUPS = (32, 64)
+WARPS = (2, 4, 8)
+UNITS, SLOTS, PASSES = 12, 4, 6
 
 
 def run(lab: Lab, out: Results) -> None:
-    """Encode the weights of a layer, and measure their decoding by Triton."""
-    weight = lab.random(*lab.choose(SHAPE, (32, 64)), scale=0.02).flatten()
-    coded = CodedWeights(weight)
-    out["bits_a_weight"] = round(coded.num_bits / weight.numel(), 3)
-    if not is_installed():
-        raise CannotRun("Triton is not installed; CUDA builds of torch contain it")
-    if lab.is_dry and os.environ.get("TRITON_INTERPRET") != "1":
-        lab.require_device("Triton needs a CUDA device, or TRITON_INTERPRET=1")
-    from benchmarks.first_gpu_run.coded_weights_kernel import decode
+    """Code some weights, and measure their decoding, and the link with coded and plain units."""
+    if not lab.is_dry and not weight_decoder.is_usable(lab.device):
+        raise CannotRun("Triton's kernels do not run here; the log says why")
+    rows, columns = lab.choose((CODED_ROWS, SHAPE[1]), (64, 128))
+    weight = (torch.randn(rows, columns) * 0.02).bfloat16()
+    link, memory = lab.link_bandwidth(), lab.memory_bandwidth()
+    copies: dict[str, Substitute | None] = {"exponents": None}
+    copies |= {f"groups of {group}": make_copy(weight, group) for group in GROUPS}
+    for name, copy in copies.items():
+        lab.check()
+        fields = coded.encode(weight, copy)
+        if fields is None:
+            raise ValueError("the weights were not coded")
+        decoder = Decoder(lab, weight, fields, copy)
+        out[f"bits a weight, {name}"] = round(8 * coded_bytes(fields) / weight.numel(), 3)
+        for warps in lab.choose(WARPS, (weight_decoder.WARPS,)):
+            with patch.object(weight_decoder, "WARPS", warps):
+                seconds = lab.device_seconds(decoder.works)
+            out[f"{name}, {warps} warps"] = {
+                "gbps": gbps(weight.nbytes, seconds),
+                "of_reading": round(seconds / (decoder.moved_bytes / memory), 3),
+                "of_travelling": round(seconds / (coded_bytes(fields) / link), 3),
+                "wrong_weights": decoder.wrong_weights(),
+            }
+    out["link"] = measure_link(lab, weight, make_copy(weight, GROUPS[0]))
 
-    link = lab.link_bandwidth()
-    found = torch.empty_like(weight, dtype=torch.int16)
-    for warps in lab.choose(WARPS, (4,)):
-        decode(coded.fields, found.zero_(), GROUPS, warps)
-        wrong = int((found != weight.view(torch.int16)).sum())
-        seconds = lab.device_seconds([partial(decode, coded.fields, found, GROUPS, warps)])
-        travels = coded.num_bits / 8 / link
-        out[f"{warps} warps"] = {
-            "gbps": gbps(weight.nbytes, seconds),
-            "of_travelling": round(seconds / travels, 3),
-            "wrong_weights": wrong,
-        }
+
+def make_copy(weight: Tensor, group: int) -> Substitute:
+    """Return the int4 copy of a weight, in the order of rows."""
+    fields = int4.packed_tensors("", tuple(weight.shape), group)
+    pairs, scales = (torch.empty(shape, dtype=dtype) for dtype, shape in fields.values())
+    int4.quantize(weight, pairs, scales)
+    return Substitute(pairs, scales)
 
 
-class CodedWeights:
-    """bfloat16 weights as int4 codes, and places in the intervals of these codes.
+def on_device(copy: Substitute, device: torch.device) -> Substitute:
+    """Return a copy of the copy on a device."""
+    return Substitute(copy.pairs.to(device), copy.scales.to(device))
 
-    The edges of an interval are multiples of scale / 32, exact in float32, plus one addition. So an
-    encoder and a decoder agree that fuse the multiplication with the addition, or do not.
+
+class Decoder:
+    """Coded weights on the device, several times, so that no cache holds what is read.
 
     Attributes:
-        fields: pairs of codes [weights / 2] uint8, scales and zeros [groups] bfloat16, the places
-            as a stream of bits in int32 words, and the first bit of each block of groups, int32.
-        num_bits: the bits that travel.
+        works: each decodes one of them.
+        moved_bytes: those that one of the works reads and writes.
     """
 
-    def __init__(self, weights: Tensor) -> None:
-        grouped = weights.float().view(-1, GROUP)
-        low, high = grouped.aminmax(dim=1)
-        scale = ((high - low) / 15).clamp_(min=1e-8).bfloat16()
-        zero = (low + 8 * scale.float()).bfloat16()
-        step, offset = scale.float()[:, None], zero.float()[:, None]
-        code = ((grouped - offset) / step).round_().add_(8).clamp_(0, 15).to(torch.int32)
-        centre = code.float() - 8
-        below = torch.where(code == 0, END_REACH, REACH)
-        above = torch.where(code == 15, END_REACH, REACH)
-        first = _order((centre - below) * step + offset)
-        span = _order((centre + above) * step + offset) - first
-        place = _order(grouped) - first
-        if bool(((place < 0) | (place > span)).any()):
-            raise ValueError("a weight lies outside the interval of its code")
-        width = ((span.float().view(torch.int32) >> 23) - 126).clamp_(min=0).flatten()
-        starts = width.long().cumsum(0) - width
-        self.num_bits = int(starts[-1] + width[-1])
-        pairs = code.flatten().view(-1, 2)
-        packed = ((pairs[:, 0] << 4) | pairs[:, 1]).to(torch.uint8)
-        blocks = starts[:: GROUP * GROUPS].int()
-        words = _pack_bits(place.flatten().long(), starts, self.num_bits)
-        self.fields: tuple[Tensor, ...] = (packed, scale, zero, words, blocks)
-        self.num_bits += 32 * len(blocks)
+    def __init__(
+        self, lab: Lab, weight: Tensor, fields: Mapping[str, Tensor], copy: Substitute | None
+    ) -> None:
+        self._wanted = weight
+        self._outs: list[Tensor] = []
+        self.works = []
+        self.moved_bytes = weight.nbytes + coded_bytes(fields)
+        if copy is not None:
+            self.moved_bytes += copy.pairs.nbytes + copy.scales.nbytes
+        for _ in range(lab.copies(self.moved_bytes)):
+            own = {name: field.to(lab.device) for name, field in fields.items()}
+            kept = None if copy is None else on_device(copy, lab.device)
+            found = torch.zeros_like(weight, device=lab.device)
+            self._outs.append(found)
+            self.works.append(partial(coded.decode, own, kept, found))
+
+    def wrong_weights(self) -> int:
+        """Return how many of the weights that were decoded differ from the right ones."""
+        wanted = self._wanted.view(torch.int16)
+        return sum(int((own.cpu().view(torch.int16) != wanted).sum()) for own in self._outs)
 
 
-def _pack_bits(values: Tensor, starts: Tensor, num_bits: int) -> Tensor:
-    """Return values as a stream of bits, each from its start on, in int32 words and one more."""
-    words = torch.zeros(num_bits // 32 + 3, dtype=torch.int64, device=values.device)
-    shifted = values << (starts & 31)
-    words.index_add_(0, starts >> 5, shifted & 0xFFFFFFFF)
-    words.index_add_(0, (starts >> 5) + 1, shifted >> 32)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+class SameUnits(UnitReader):
+    """Units that all have the same bytes."""
+
+    def __init__(self, layout: UnitLayout, memory: Tensor) -> None:
+        self.layouts: Sequence[UnitLayout] = [layout] * UNITS
+        self._memory = memory
+
+    def read(self, index: int, buffer: Tensor) -> None:
+        nbytes = self.layouts[index].nbytes
+        buffer[:nbytes] = self._memory[:nbytes]
 
 
-def _order(values: Tensor) -> Tensor:
-    """Return the upper 16 bits of float32 as integers that are ordered as the values are."""
-    bits = values.contiguous().view(torch.int32)
-    ordered = torch.where(bits < 0, ~bits, bits ^ -(1 << 31))
-    return (ordered >> 16) & 0xFFFF
+def measure_link(lab: Lab, weight: Tensor, copy: Substitute) -> dict[str, float]:
+    """Return the speed at which units arrive in slots from RAM, plain and coded, in plain bytes."""
+    names = [f"{number}.weight" for number in range(lab.choose(SHAPE[0] // CODED_ROWS, 2))]
+    layout = lay_out("layer", {name: (weight.dtype, tuple(weight.shape)) for name in names})
+    memory = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    for view in layout.views(memory).values():
+        view.copy_(weight)
+    made, code = encode_unit(layout, memory, dict.fromkeys(names, copy))
+    kept = dict.fromkeys(names, on_device(copy, lab.device))
+    plain = SameUnits(layout, memory)
+    readers: dict[str, UnitReader] = {
+        "plain": plain,
+        "coded": DecodedUnits(SameUnits(made, code), plain.layouts, lambda _: kept),
+    }
+    found: dict[str, float] = {}
+    for name, reader in readers.items():
+        lab.check()
+        seconds = _seconds_of_a_pass(lab, reader)
+        found[f"{name}_gbps"] = gbps(UNITS * layout.nbytes, seconds)
+    found["coded_over_plain"] = round(found["coded_gbps"] / found["plain_gbps"], 3)
+    return found
+
+
+def _seconds_of_a_pass(lab: Lab, reader: UnitReader) -> float:
+    device = choose_device(str(lab.device), SIMULATED_GBPS if lab.is_dry else None)
+    tiers: list[Tier] = ["ram"] * UNITS
+    with closing(LayerStream(reader, tiers, device=device, slots=SLOTS)) as stream:
+        began = 0.0
+        passes = lab.choose(PASSES, 1)
+        for number in range(1 + passes):
+            if number == 1:  # the first one warms up
+                began = time.perf_counter()
+            for unit in range(UNITS):
+                with stream.unit(unit):
+                    pass
+        return (time.perf_counter() - began) / passes

@@ -37,6 +37,7 @@ def make_spec(lab: Lab, draft: str, numerics: Numerics, *, small: bool = False) 
             tier="ram",
             resident=0 if small or lab.is_dry else None,
             simulate_gbps=SIMULATED_GBPS if lab.is_dry else None,
+            coding="none",  # the bars are those of plain weights; a stage of its own has coded ones
         ),
         numerics=numerics,
         context_length=lab.choose(CONTEXT, 1024),

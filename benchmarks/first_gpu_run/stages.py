@@ -71,6 +71,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("columns", "whether a product's bits survive a split of its outputs", 20,
           f"{OWN}.rows", "columns"),
     Stage("expansion", "packed weights against the link", 25, f"{OWN}.expansion"),
-    Stage("coded_weights", "weights coded beside int4 copies against the link", 25,
+    Stage("coded_weights", "weights in lossless codes: their decoding and the link", 40,
           f"{OWN}.coded_weights"),
 )  # fmt: skip

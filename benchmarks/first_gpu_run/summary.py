@@ -14,6 +14,7 @@ OTHERS = ("bfloat16", "library")  # products that the draft does not take
 MOST_PASS = MOST_STRICT = 1.05
 MOST_READING = 1.5
 LEAST_GAIN = 1.5
+LEAST_CODED = 1.8
 SETTINGS = ("ours fast", "ours strict", "serial fast", "plain fast", "plain strict", "small")
 
 Records = Mapping[str, Record]
@@ -87,6 +88,7 @@ def _bars(records: Records) -> Iterator[tuple[str, float | None, Any, float]]:
     yield "strict answers that depend on draft or users", _different_answers(records), "<=", 0
     equal = _value(records, "engine_memory", "afterwards", "answers_are_equal")
     yield "answers changed by memory that ran out", None if equal is None else 1 - equal, "<=", 0
+    yield from _coding_bars(records)
 
 
 def _product_bars(records: Records) -> Iterator[tuple[str, float | None, Any, float]]:
@@ -99,6 +101,21 @@ def _product_bars(records: Records) -> Iterator[tuple[str, float | None, Any, fl
             best[shape] = min(ratio, best.get(shape, ratio))
     worst = max(best.values(), default=None)
     yield "4-bit products of 6 rows / reading, worst shape", worst, "<=", MOST_READING
+
+
+def _coding_bars(records: Records) -> Iterator[tuple[str, float | None, Any, float]]:
+    """Yield the bars of weights in lossless codes."""
+    cells = _decoders(records)
+    wrong = sum(cell["wrong_weights"] for _, cell in cells) if cells else None
+    yield "coded weights that are decoded to other bits", wrong, "<=", 0
+    gain = _value(records, "coded_weights", "link", "coded_over_plain")
+    yield "link with coded weights / with plain ones", gain, ">=", LEAST_CODED
+
+
+def _decoders(records: Records) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the figures of each decoder of coded weights, by its name."""
+    found = _results(records, "coded_weights").items()
+    return [(name, own) for name, own in found if isinstance(own, dict) and "wrong_weights" in own]
 
 
 def _different_answers(records: Records) -> float | None:
@@ -234,14 +251,11 @@ def _tables_of_costs(records: Records) -> Iterator[Table]:
     if forms:
         columns = ["form", "GB/s of bfloat16", "/ link", "error"]
         yield Table("Expansion of packed weights", columns, forms)
-    coded = [
-        [name, cell["gbps"], cell["of_travelling"], cell["wrong_weights"]]
-        for name, cell in _results(records, "coded_weights").items()
-        if isinstance(cell, dict)
-    ]
+    names = ("gbps", "of_reading", "of_travelling", "wrong_weights")
+    coded = [[name, *(cell[own] for own in names)] for name, cell in _decoders(records)]
     if coded:
-        columns = ["warps", "GB/s of bfloat16", "time / that of travelling", "wrong weights"]
-        yield Table("Decoding of coded weights", columns, coded)
+        columns = ["decoder", "GB/s of bfloat16", "time / reading and writing", "time / travelling"]
+        yield Table("Decoding of coded weights", [*columns, "wrong weights"], coded)
 
 
 def _results(records: Records, stage: str) -> Mapping[str, Any]:

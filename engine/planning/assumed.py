@@ -7,6 +7,7 @@ from engine.planning.footprint import LARGEST_PASS, Demand
 from engine.planning.plan import Memory, Plan
 from engine.spec import TILE
 from engine.timing import StepTimes
+from engine.weights.coding.units import CELL_BITS, EXPONENT_BITS
 
 LINK_GBPS = 25.0  # from pinned RAM to a card, PCIe 4.0 x16
 DISK_GBPS = 3.0  # direct reads from an NVMe disk
@@ -16,6 +17,8 @@ STREAM_WORKSPACE = 32 << 20  # bytes that cuBLAS keeps for each stream on a newe
 HOST_RUNTIME = 900 << 20  # bytes of the engine process on a CUDA machine, without weights
 RAM = 64 << 30  # bytes
 DEVICE_SHARE = 0.97  # of a card's memory; the driver holds the rest
+# Of a card's memory bandwidth that decoding uses: it takes some hundred instructions a weight.
+DECODING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,19 @@ def complete_times(machine: Machine, demand: Demand, plan: Plan) -> Machine:
     assumed = 1 / (machine.device_speed.expanding_gbps * 1e9)
     expanding = {suffix: machine.expanding.get(suffix, assumed) for suffix in demand.expansions}
     return replace(machine, passes=passes, draft=draft, expanding=expanding)
+
+
+def decoding_gbps(speed: DeviceSpeed, group: int) -> dict[bool, float]:
+    """Return the assumed speeds of a card's decoder, as `Machine.decoding_gbps` has them.
+
+    For each weight, it reads the coded bits, and the 4-bit code and its share of scale and zero if
+    there is a copy, and writes two bytes.
+
+    Args:
+        group: the weights of a copy that share scale and zero.
+    """
+    moved = {True: CELL_BITS / 8 + 4 / 8 + 4 / group + 2, False: EXPONENT_BITS / 8 + 2}
+    return {has_copy: DECODING_SHARE * speed.gbps * 2 / own for has_copy, own in moved.items()}
 
 
 def pass_times(demand: Demand, speed: DeviceSpeed) -> StepTimes:

@@ -22,8 +22,8 @@ from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
 from engine.weights.experts import EXPERTS_LAST, chosen_experts, has_experts
 from engine.weights.family import kv_shape, read_config, text_config
-from engine.weights.formats import int4
-from engine.weights.formats.linear import best_kernel, matrix_shapes
+from engine.weights.formats.joined import knows_order
+from engine.weights.formats.linear import best_kernel, matrix_shapes, supports
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
 from engine.weights.layout import Field, UnitLayout, join_layouts
 from engine.weights.mapping import check_published_form
@@ -165,17 +165,18 @@ class Blueprint:
     def _coded_bytes(self, outline: Outline, needs: DraftNeeds) -> list[int]:
         """Return the expected bytes of each unit as it travels in a lossless code.
 
-        Weights are coded by their int4 copies, or else by themselves.
+        Weights are coded by their 4-bit copies, or else by themselves.
         """
         group, device = self.spec.draft.group, self.torch_device
         first = join_layouts(outline.layouts, outline.layers)[0]
         kernel = best_kernel(matrix_shapes(first), group, device)
+        is_known = bool(needs.substitute_bytes) and knows_order(kernel, device)
 
         def has_copy(field: Field) -> bool:
-            if not needs.substitute_bytes or kernel != "int4" or len(field.shape) != 2:
+            if not is_known or len(field.shape) != 2:
                 return False
             out_features, in_features = field.shape
-            return int4.supports(in_features, out_features, group, device)
+            return supports(in_features, out_features, group, device, kernel)
 
         return [expected_bytes(layout, has_copy) for layout in outline.layouts]
 
@@ -183,10 +184,11 @@ class Blueprint:
         """Return whether code for the CPU is compiled to serve the model on such a device.
 
         It expands packed weights, also while they are read for a device with memory of its own, and
-        on a CPU computes the attention of strict numerics and decodes weights.
+        codes weights for any device. On a CPU it decodes them, and computes the attention of strict
+        numerics.
         """
-        decodes = self.dtype == torch.bfloat16 and self.spec.stream.coding == "auto"
-        return bool(self.expansions) or (not has_own_memory and (self.strict or decodes))
+        codes = self.dtype == torch.bfloat16 and self.spec.stream.coding == "auto"
+        return bool(self.expansions) or codes or (not has_own_memory and self.strict)
 
     def _is_ordered(self) -> bool:
         """Return whether the device computes attention in the order of positions."""

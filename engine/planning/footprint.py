@@ -18,7 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
-from engine.streaming.cpu_link import CODED_STAGING
+from engine.streaming.coded import CODED_STAGING
 from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
@@ -80,17 +80,23 @@ class Demand:
         return sum(self.link_bytes[unit] for unit in units)
 
     def decoding_bytes(self, resident: Set[int]) -> int:
-        """Return the bytes of the buffers from which a CPU decodes the units that are streamed."""
+        """Return the device bytes of the buffers from which streamed units are decoded."""
         streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
         return CODED_STAGING * max(streamed, default=0)
 
     @property
     def coding_bytes(self) -> int:
-        """Return the host memory that coding a unit takes while a model is loaded.
+        """Return the most host memory that coding a unit takes while a model is loaded.
 
-        They are the unit, its code twice, and the decoded weights that are compared with it.
+        It is a bound: the unit, the 4-bit copies of its layer, and twice as much as the unit, since
+        no code is as long as its weights. Beside the code there are first the weights of a matrix,
+        decoded again to be compared, and at the end the code in the layout of the unit.
         """
-        return 3 * max(self.unit_bytes) if self.coded_bytes else 0
+        if not self.coded_bytes:
+            return 0
+        copies = self.draft.substitute_bytes or [0] * len(self.unit_bytes)
+        layers = [sum(copies[unit] for unit in layer.units) for layer in self.layers]
+        return 3 * max(self.unit_bytes) + max([*layers, copies[-1]])
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""

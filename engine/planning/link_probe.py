@@ -1,5 +1,6 @@
 """Measurements of reading weights from a disk, and of decoding coded ones."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 
@@ -16,10 +17,12 @@ from engine.weights.formats.joined import weight_copy
 from engine.weights.formats.linear import linear, store, stored_tensors
 from engine.weights.shards import weight_files
 
+log = logging.getLogger(__name__)
+
 LEAST_CODED_BYTES = 64 << 20  # of a model whose weights may be coded: measuring takes a second
 LEAST_FILE_BYTES = 64 << 20  # of a file by which a disk is measured
 SHAPE = (1024, 2048)  # of the weight that is decoded
-GROUP = 32  # weights that share a scale
+DEVICE_SHAPE = (8192, 4096)  # on a GPU, in whose cache it must not stay
 
 
 def disk_gbps(blueprint: Blueprint) -> float | None:
@@ -38,32 +41,43 @@ def disk_gbps(blueprint: Blueprint) -> float | None:
         file.close()
 
 
+def uses_codes(blueprint: Blueprint) -> bool:
+    """Return whether the model's weights may travel in a lossless code, and are worth measuring."""
+    nbytes = sum(unit.nbytes for unit in blueprint.outlines[False].layouts)
+    is_large = blueprint.dtype == torch.bfloat16 and nbytes >= LEAST_CODED_BYTES
+    return is_large and blueprint.spec.stream.coding == "auto"
+
+
 def decoding_gbps(blueprint: Blueprint, device: Device) -> Mapping[bool, float]:
     """Return how fast the device decodes weights, as `Machine.decoding_gbps` has it.
 
-    It is empty if the device or the model has no use for coded weights. A normally distributed
-    weight is coded and decoded.
+    It is empty if the device or the model has no use for coded weights, or if weights are decoded
+    to other bits, which is logged. A normally distributed weight is coded on the CPU, by compiled
+    code, and decoded on the device.
     """
-    spec, nbytes = blueprint.spec, sum(unit.nbytes for unit in blueprint.outlines[False].layouts)
-    is_useful = blueprint.dtype == torch.bfloat16 and nbytes >= LEAST_CODED_BYTES
-    can_decode = spec.stream.coding == "auto" and device.can_decode and is_available()
-    if not (is_useful and can_decode):
+    if not (uses_codes(blueprint) and is_available() and device.can_decode):
         return {}
-    weight = torch.empty(SHAPE, dtype=torch.bfloat16)
+    here, group = device.torch_device, blueprint.spec.draft.group
+    shape = DEVICE_SHAPE if device.has_own_memory else SHAPE
+    weight = torch.empty(shape, dtype=torch.bfloat16)
     weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
-    out, found = torch.empty_like(weight), dict[bool, float]()
-    specs = stored_tensors("weight", (weight.dtype, SHAPE), GROUP, device.torch_device, "int4")
-    fields = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in specs.items()}
+    specs = stored_tensors("weight", (weight.dtype, shape), group, here, "int4")
+    fields = {name: torch.empty(size, dtype=dtype) for name, (dtype, size) in specs.items()}
     store(weight, "weight", fields)
     codes: dict[bool, tuple[dict[str, Tensor] | None, cells.Substitute | None]] = {}
     codes[False] = exponents.encode(weight), None
     copy = cells.find_substitute(fields, "weight")
-    kept = weight_copy(linear(fields, "", device.torch_device))
+    kept = weight_copy(linear(fields, "", here))
     if copy is not None and kept is not None:
         codes[True] = (cells.encode(weight, copy), kept)
+    out, found = torch.empty(shape, dtype=weight.dtype, device=here), dict[bool, float]()
     for has_copy, (code, own) in codes.items():
         if code is not None:
-            coded.decode(code, own, out)  # the first call may compile code, which takes seconds
-            seconds = fastest(partial(coded.decode, code, own, out), device)
-            found[has_copy] = weight.nbytes / seconds / 1e9
+            moved = {name: field.to(here) for name, field in code.items()}
+            run = partial(coded.decode, moved, own, out)
+            run()  # the first call may compile code, which takes seconds
+            if not torch.equal(out.view(torch.int16).cpu(), weight.view(torch.int16)):
+                log.error("%s decodes coded weights to other bits: they travel plain", device)
+                return {}
+            found[has_copy] = weight.nbytes / fastest(run, device) / 1e9
     return found

@@ -282,8 +282,8 @@ class _Planner:
         return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        buffers = 0 if self.memory.has_own_memory else self.demand.decoding_bytes(resident)
-        return buffers + sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
+        own = sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
+        return own + self.demand.decoding_bytes(resident)
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
@@ -307,10 +307,7 @@ class _Planner:
         )
 
     def _with_host(self, plan: Plan) -> Plan:
-        """Return the plan with the contents of host memory: streamed units, staging, idle pages.
-
-        Raises `DoesNotFit`.
-        """
+        """Return the plan with the contents of host memory. Raises `DoesNotFit`."""
         memory, limit = self.memory, self.spec.memory.ram
         room = memory.ram if limit is None else min(limit, memory.ram)
         if not memory.has_own_memory:  # the device's share and the host's are one memory
@@ -320,7 +317,9 @@ class _Planner:
                     f"memory.device: {size_text(plan.device_bytes)} are planned, "
                     f"{size_text(-room)} more than the RAM there is. Lower memory.device."
                 )
-        room = max(room - plan.making_bytes, 0)
+        # Coded units are loaded after what is made before, when its memory is free again.
+        held = 0 if memory.has_own_memory and self.demand.coded_bytes else plan.making_bytes
+        room = max(room - held, 0)
         # Pinned buffers for whole units that are read from the checkpoint.
         loaded = [self.units[i] for i, tier in enumerate(plan.tiers) if tier == "resident"]
         largest = max(loaded, default=0) if memory.has_own_memory else 0
@@ -334,6 +333,7 @@ class _Planner:
             plan,
             tiers=tiers,
             ram_unit_bytes=units,
+            making_bytes=max(plan.making_bytes - units, held),
             staging_bytes=staging,
             host_pages=pages,
             host_kv_bytes=pages * self.demand.host_page_bytes,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from engine.compiled.compiler import bytes_to_compile
+from engine.compiled.compiler import FIRST_BYTES
 from engine.errors import ModelError
 from engine.planning import assumed, link_probe, probe
 from engine.planning.assumed import Machine
@@ -148,9 +148,13 @@ class _Planner:
                 device_runtime=runtime,
                 stream_workspace=assumed.STREAM_WORKSPACE,
                 host_runtime=assumed.HOST_RUNTIME,
-                code=bytes_to_compile() if self.describe(spec).compiles(has_own_memory=True) else 0,
+                code=FIRST_BYTES if self.describe(spec).compiles(has_own_memory=True) else 0,
             )
-            return Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
+            machine = Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
+            if not link_probe.uses_codes(self.describe(spec)):
+                return machine
+            speeds = assumed.decoding_gbps(machine.device_speed, spec.draft.group)
+            return replace(machine, decoding_gbps=speeds)
         assert self.device is not None, "no other machine was asked about"
         blueprint = self.describe(spec)
         passes = probe.pass_times(blueprint, self.device).rows
@@ -218,7 +222,9 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
         gbps = machine.decoding_gbps[scheme.demand.is_self_drafted]
         needed = size_text(sum(scheme.demand.link_bytes))
         yield Assumption("disk space", needed, "in the cache, beside the checkpoint")
-        yield Assumption("decoding", f"{gbps:.3g} GB/s", "measured on one weight")
+        share = f"assumed, by {assumed.DECODING_SHARE:.0%} of the device memory's bandwidth"
+        source = share if planner.device is None else "measured on one weight"
+        yield Assumption("decoding", f"{gbps:.3g} GB/s", source)
     if "ram" in scheme.plan.tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
         yield Assumption("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source)

@@ -21,6 +21,7 @@ from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
+from engine.malloc import give_back_freed
 from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
 from engine.model.decoder import Decoder
 from engine.planning import link_probe, probe
@@ -141,6 +142,7 @@ def _load_as_planned(
         if scheme.coded:  # by the 4-bit copies of the draft
             copies = draft.copies if isinstance(draft, DraftModel) else None
             reader = files.make_coded_reader(copies)
+            give_back_freed()  # the memory that coding took: units in RAM need it
             stream.start(reader, files.progress)
         tile = reference_hash(decoder, stream, cache)
         link_gbps = stream.measure_link()

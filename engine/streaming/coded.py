@@ -16,6 +16,7 @@ from engine.weights.coding.units import decode_unit, encode_unit, expected_bytes
 from engine.weights.formats import int4
 from engine.weights.layout import LayerUnits, UnitLayout, UnitReader, layers_of_units
 
+CODED_STAGING = 2  # buffers for coded units: one is filled while the other is decoded
 Copies = Mapping[str, Substitute]  # the 4-bit copies of a unit's weights, by name
 
 
@@ -80,14 +81,14 @@ class DecodedUnits(UnitReader):
     """A reader of coded units that decodes them.
 
     Args:
-        coded: the packed units of a `CodedUnits`.
+        coded: reads the units of a `CodedUnits` that were packed.
         slot_layouts: the layouts of the plain units.
         copies: returns the 4-bit copies of a unit's weights, where the draft keeps them.
     """
 
     def __init__(
         self,
-        coded: PackedUnits,
+        coded: UnitReader,
         slot_layouts: Sequence[UnitLayout],
         copies: Callable[[int], Copies],
     ) -> None:

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from engine.streaming.coded import CODED_STAGING
 from engine.streaming.device import Device
 from engine.streaming.link import Arrival, Meters
 from engine.streaming.meter import Meter
@@ -20,19 +21,19 @@ from engine.streaming.pinned import HostBuffer, allocate_pages, copy_bytes
 from engine.streaming.workers import JobBatch, Workers
 from engine.weights.layout import UnitReader
 
-CODED_STAGING = 2  # buffers for coded units: one is filled while the other is decoded
-
 
 class CpuDevice(Device):
     """The CPU. `simulate_gbps` is the bandwidth of a simulated link between RAM and slots."""
-
-    can_decode = True
 
     def __init__(
         self, torch_device: torch.device | None = None, simulate_gbps: float | None = None
     ) -> None:
         super().__init__(torch_device or torch.device("cpu"))
         self._simulate_gbps = simulate_gbps
+
+    @property
+    def can_decode(self) -> bool:
+        return True
 
     @property
     def arithmetic(self) -> str:
@@ -47,6 +48,7 @@ class CpuDevice(Device):
         meters: Meters,
         num_readers: int,
         staged: Sequence[int],
+        sent: Sequence[int],
         num_copiers: int,
     ) -> "CpuLink":
         return CpuLink(reader, meters, num_readers, staged, self._simulate_gbps)

@@ -5,6 +5,9 @@ slot (`free`). Compute waits for the copy (`ready`). A thread that refills a sta
 until the copy out of it is done (`drained`). The computing thread waits for the device only in
 `Arrival.result`, so it is never further ahead of the device than there are slots. Units are copied
 in pieces by threads, and a transfer can be cancelled between two of them.
+
+Coded units are copied into a buffer on the device. A kernel on another stream decodes them from
+there into the slot, and `ready` is recorded after it (`cuda_staging`).
 """
 
 # mypy: disallow-untyped-calls=False
@@ -16,14 +19,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
-from engine.errors import ModelError
 from engine.streaming.cuda_copies import CopyWindow
 from engine.streaming.cuda_pages import CudaPageStore
+from engine.streaming.cuda_staging import (
+    CodedCopy,
+    DeviceStaging,
+    HostStaging,
+    Target,
+    allocate_on,
+    launch_copy,
+)
 from engine.streaming.cuda_start import start_cuda
 from engine.streaming.cuda_streams import CudaCapture, CudaMoment, CudaSideStream
 from engine.streaming.device import Device, OwnMemory
@@ -33,6 +42,7 @@ from engine.streaming.meter import Meter
 from engine.streaming.page_store import PageStore
 from engine.streaming.pinned import HostBuffer, Unpin, copy_bytes
 from engine.streaming.workers import JobBatch, Workers
+from engine.triton_kernels import weight_decoder
 from engine.weights.layout import UnitReader
 
 logger = logging.getLogger(__name__)
@@ -60,15 +70,20 @@ class CudaDevice(Device):
     def arithmetic(self) -> str:
         return f"{torch.cuda.get_device_name(self.torch_device)}, CUDA {torch.version.cuda}"
 
+    @property
+    def can_decode(self) -> bool:
+        return weight_decoder.is_usable(self.torch_device)
+
     def open_link(
         self,
         reader: UnitReader,
         meters: Meters,
         num_readers: int,
         staged: Sequence[int],
+        sent: Sequence[int],
         num_copiers: int,
     ) -> "CudaLink":
-        return CudaLink(self, reader, meters, num_readers, staged, num_copiers)
+        return CudaLink(self, reader, meters, num_readers, staged, sent, num_copiers)
 
     def own_memory(self) -> OwnMemory:
         free, total = torch.cuda.mem_get_info(self.torch_device)
@@ -152,6 +167,7 @@ class CudaLink:
     Args:
         num_readers: the most threads that read from the disk, into host or staging buffers.
         staged: the units that are read through staging buffers. Then no host buffers are filled.
+        sent: the units that are sent from host buffers.
         num_copiers: threads that copy host buffers which could not be pinned.
     """
 
@@ -162,6 +178,7 @@ class CudaLink:
         meters: Meters,
         num_readers: int,
         staged: Sequence[int],
+        sent: Sequence[int],
         num_copiers: int,
     ) -> None:
         self.device = device
@@ -179,20 +196,16 @@ class CudaLink:
         self._copiers = Workers("weights-copy", num_copiers)
         self._sender = Workers("weights-send", 1)
         self._window = CopyWindow(self.stream)
-        self._read_into = _StagingBuffers(buffers, largest, device)
-        self._copied_into = _StagingBuffers(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
+        self._read_into = HostStaging(buffers, largest, device)
+        self._copied_into = HostStaging(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
+        coded = [self._nbytes(unit) for unit in (*staged, *sent) if reader.is_coded(unit)]
+        self._decoding: DeviceStaging | None = None
+        if coded:
+            self._decoding = DeviceStaging(device, reader, self.stream, max(coded))
 
     def slot(self, nbytes: int) -> "CudaSlot":
         """Allocate a slot. Raises `ModelError` when the device has too little memory."""
-        try:
-            with torch.inference_mode(False):
-                memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device.torch_device)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"{self.device} has no room for {nbytes / 2**20:.0f} MiB of weights ({error}). "
-                "Lower memory.device, stream.resident or stream.slots."
-            ) from error
-        return CudaSlot(self, memory)
+        return CudaSlot(self, allocate_on(self.device, nbytes))
 
     def host_buffer(self, unit: int) -> tuple[HostBuffer, Arrival]:
         buffer = HostBuffer(self._nbytes(unit))
@@ -202,23 +215,25 @@ class CudaLink:
 
     def read(self, unit: int, slot: "CudaSlot") -> Arrival:
         """Start to fill a slot from the disk, through staging buffers."""
-        pieces = self._reader.pieces(unit)
         fill = partial(self._reader.read_piece, unit)
-        return self._stage(pieces, fill, slot, self._read_into, self._readers, self.meters.disk)
+        through = self._read_into, self._readers, self.meters.disk
+        return self._stage(unit, self._reader.pieces(unit), fill, slot, *through)
 
     def send(self, unit: int, buffer: HostBuffer, slot: "CudaSlot") -> Arrival:
         """Start to fill a slot from RAM, in pieces: directly from pinned memory, else staged."""
         source = buffer.memory[: self._nbytes(unit)]
         pieces = split_pieces(source.nbytes)
         if buffer.is_pinned:
-            jobs = [partial(self._send_piece, piece, source, slot) for piece in pieces]
-            launched = self._sender.submit(*jobs, context=slot.filling())
-            return _PinnedCopy(launched, slot, source.nbytes)
+            target = self._target(unit, slot)
+            jobs = [partial(self._send_piece, piece, source, target) for piece in pieces]
+            launched = self._sender.submit(*jobs, context=target.filling())
+            return _PinnedCopy(launched, slot, target.copied, source.nbytes)
 
         def fill(piece: range, memory: Tensor) -> None:
             copy_bytes(memory, source[piece.start : piece.stop])
 
-        return self._stage(pieces, fill, slot, self._copied_into, self._copiers, self.meters.ram)
+        through = self._copied_into, self._copiers, self.meters.ram
+        return self._stage(unit, pieces, fill, slot, *through)
 
     def compute_stream(self) -> torch.cuda.Stream:
         """Return the stream that the calling thread computes on."""
@@ -229,32 +244,42 @@ class CudaLink:
         self._copiers.close()
         self._sender.close()
         self.stream.synchronize()
+        if self._decoding is not None:
+            self._decoding.synchronize()
         self._read_into.close()
         self._copied_into.close()
 
-    def _send_piece(self, piece: range, source: Tensor, slot: "CudaSlot") -> None:
+    def _target(self, unit: int, slot: "CudaSlot") -> Target:
+        """Return what a unit is copied into: the slot, or a buffer from which it is decoded."""
+        if not self._reader.is_coded(unit):
+            return slot
+        assert self._decoding is not None, f"the link was opened for other units than {unit}"
+        return CodedCopy(unit, slot, self._decoding)
+
+    def _send_piece(self, piece: range, source: Tensor, target: Target) -> None:
         with self._window.piece(is_first=piece.start == 0):
-            slot.copy(piece.start, source[piece.start : piece.stop])
+            target.copy(piece.start, source[piece.start : piece.stop])
 
     def _stage(
         self,
+        unit: int,
         pieces: Sequence[range],
         fill: Callable[[range, Tensor], None],
         slot: "CudaSlot",
-        staging: "_StagingBuffers",
+        staging: HostStaging,
         workers: Workers,
         meter: Meter,
     ) -> Arrival:
         """Let threads fill staging buffers with pieces of a unit and launch copies to the slot."""
+        target = self._target(unit, slot)
 
         def job(piece: range) -> None:
             with staging.buffer() as (memory, drained):
                 fill(piece, memory[: len(piece)])
-                slot.copy(piece.start, memory[: len(piece)], drained)
+                target.copy(piece.start, memory[: len(piece)], drained)
 
-        nbytes = pieces[-1].stop
-        jobs = [partial(job, piece) for piece in pieces]
-        return _Copy(workers.submit(*jobs, context=_fill_timed(nbytes, meter, slot)), slot)
+        timed = _fill_timed(pieces[-1].stop, meter, target)
+        return _Copy(workers.submit(*(partial(job, own) for own in pieces), context=timed), slot)
 
     @contextmanager
     def _pinning(self, buffer: HostBuffer) -> Iterator[None]:
@@ -274,9 +299,12 @@ class CudaLink:
 
 
 @contextmanager
-def _fill_timed(nbytes: int, meter: Meter, slot: "CudaSlot") -> Iterator[None]:
-    """Enter a block that fills a slot with `nbytes`, and count it as a transfer."""
-    with meter.time_transfer(nbytes), slot.filling():
+def _fill_timed(nbytes: int, meter: Meter, target: Target) -> Iterator[None]:
+    """Enter a block that launches the copies of `nbytes`, and count it as a transfer.
+
+    The wait for a buffer of the device is not counted.
+    """
+    with target.filling(), meter.time_transfer(nbytes):
         yield
 
 
@@ -300,11 +328,20 @@ class CudaSlot:
     def release(self) -> None:
         self._free.record(self.link.compute_stream())
 
+    def wait_until_free(self, stream: torch.cuda.Stream) -> None:
+        """Let a stream wait until no other work uses the slot."""
+        stream.wait_event(self._free)
+        stream.wait_event(self.ready)  # a decoding that failed may still write
+
+    @property
+    def copied(self) -> torch.cuda.Event:
+        return self.ready
+
     @contextmanager
     def filling(self) -> Iterator[None]:
         """Enter a block that launches copies into the slot, to run after the work that used it."""
         stream = self.link.stream
-        stream.wait_event(self._free)
+        self.wait_until_free(stream)
         self.began.record(stream)
         try:
             yield
@@ -313,11 +350,7 @@ class CudaSlot:
 
     def copy(self, first: int, part: Tensor, drained: "torch.cuda.Event | None" = None) -> None:
         """Launch the copy of `part` to byte `first`; record `drained` after it, if given."""
-        stream = self.link.stream
-        with torch.cuda.stream(stream):
-            self.memory[first : first + part.nbytes].copy_(part, non_blocking=True)
-        if drained is not None:
-            drained.record(stream)
+        launch_copy(self.link.stream, self.memory[first : first + part.nbytes], part, drained)
 
 
 class _Copy:
@@ -341,13 +374,16 @@ class _Copy:
 class _PinnedCopy(_Copy):
     """The arrival of a unit from pinned memory; the device's clock times it."""
 
-    def __init__(self, launched: JobBatch, slot: CudaSlot, nbytes: int) -> None:
+    def __init__(
+        self, launched: JobBatch, slot: CudaSlot, copied: torch.cuda.Event, nbytes: int
+    ) -> None:
         super().__init__(launched, slot)
+        self._copied = copied
         self._nbytes = nbytes
 
     def result(self) -> None:
         super().result()
-        seconds = self._slot.began.elapsed_time(self._slot.ready) / 1e3
+        seconds = self._slot.began.elapsed_time(self._copied) / 1e3
         self._slot.link.meters.ram.add_transfer(seconds, self._nbytes)
 
 
@@ -358,30 +394,3 @@ def _wait(slot: CudaSlot) -> None:
     """
     slot.ready.synchronize()
     slot.link.compute_stream().wait_event(slot.ready)
-
-
-class _StagingBuffers:
-    """A set of pinned buffers, each of which is borrowed, filled, copied from and used again."""
-
-    def __init__(self, count: int, nbytes: int, device: CudaDevice) -> None:
-        self._host_buffers = [HostBuffer(nbytes) for _ in range(count)]
-        self._waiting: SimpleQueue[tuple[HostBuffer, torch.cuda.Event]] = SimpleQueue()
-        if not all(buffer.pin(device.pin) for buffer in self._host_buffers):
-            logger.warning("The system refused to pin the staging buffers: copies will be slow.")
-        for buffer in self._host_buffers:
-            self._waiting.put((buffer, torch.cuda.Event(blocking=True)))
-
-    @contextmanager
-    def buffer(self) -> Iterator[tuple[Tensor, torch.cuda.Event]]:
-        """Yield a buffer that no copy reads, and the event to record after the copy out of it."""
-        buffer, drained = self._waiting.get()
-        try:
-            drained.synchronize()
-            yield buffer.memory, drained
-        finally:
-            self._waiting.put((buffer, drained))
-
-    def close(self) -> None:
-        for buffer in self._host_buffers:
-            buffer.unpin()
-        self._host_buffers = []

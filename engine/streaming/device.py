@@ -52,8 +52,6 @@ class Device:
 
     # Whether calls only launch work, so that the host waits when it reads a result.
     is_asynchronous = False
-    # Whether its link decodes coded units into slots (`UnitReader.decode`).
-    can_decode = False
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
@@ -72,6 +70,11 @@ class Device:
         return self.kind
 
     @property
+    def can_decode(self) -> bool:
+        """Return whether its link decodes coded units into slots (`UnitReader.decode`)."""
+        return False
+
+    @property
     def has_own_memory(self) -> bool:
         """Return whether the device has memory of its own beside the RAM."""
         return self.own_memory() is not None
@@ -82,6 +85,7 @@ class Device:
         meters: Meters,
         num_readers: int,
         staged: Sequence[int],
+        sent: Sequence[int],
         num_copiers: int,
     ) -> Link:
         """Open a link that moves the units of `reader` into slots.
@@ -89,6 +93,7 @@ class Device:
         Args:
             num_readers: the number of threads that read from the disk.
             staged: the units that are read into slots, not into host buffers.
+            sent: the units that are sent to slots from host buffers.
             num_copiers: the number of threads that copy host buffers which the device refused to
                 pin; 0 if there are none.
         """

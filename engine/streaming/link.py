@@ -65,7 +65,7 @@ A device is one file of this package, `<type>_link.py` for torch's type of devic
     class MemcpyDevice(Device):
         """A device that implements only what has no default."""
 
-        def open_link(self, reader, meters, num_readers, staged, num_copiers):
+        def open_link(self, reader, meters, num_readers, staged, sent, num_copiers):
             return MemcpyLink(reader, meters)
 
 

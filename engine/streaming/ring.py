@@ -128,7 +128,7 @@ class LayerStream:
         readers = READERS if staged else 0
         copiers = COPIERS if unpin_for_staging(self._host_buffers.values()) else 0
         link = self._device.open_link(
-            reader, self._meters, num_readers=readers, staged=staged, num_copiers=copiers
+            reader, self._meters, readers, staged, sent=self._units_in("ram"), num_copiers=copiers
         )
         stack.enter_context(closing(link))
         sizes = [layout.nbytes for layout in self._layouts]
@@ -378,7 +378,7 @@ class LayerStream:
         # Two links, so that threads that wait for a staging buffer do not keep the others from
         # filling host buffers.
         open_link = partial(
-            self._device.open_link, reader, Meters(), num_readers=READERS, num_copiers=0
+            self._device.open_link, reader, Meters(), READERS, sent=[], num_copiers=0
         )
         with (
             closing(open_link(staged=self._units_in("resident"))) as staged,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 from engine.drafting.tree import Bounds, DraftTree
 from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
@@ -57,6 +59,7 @@ class Scene:
     tuned: bool
     ahead: float  # chance of a further draft step while the engine waits for a unit
     bounds: Bounds
+    dtype: torch.dtype = torch.float32  # of the target's weights
 
 
 def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
@@ -94,9 +97,11 @@ def draft_spec(what: Scene) -> DraftSpec:
         case "subspec":
             return DraftSpec("subspec", **bounds)
         case "specexec" | "merged":
-            return DraftSpec("specexec", source=str(checkpoint(what.family)), **bounds)
+            folder = checkpoint(what.family, what.dtype)
+            return DraftSpec("specexec", source=str(folder), **bounds)
         case "other":
-            return DraftSpec("specexec", source=str(checkpoint(what.family, seed=9)), **bounds)
+            folder = checkpoint(what.family, what.dtype, seed=9)
+            return DraftSpec("specexec", source=str(folder), **bounds)
         case "noise":
             other = checkpoint("llama", seed=9, layers=1)
             return DraftSpec("specexec", source=str(other), **bounds)
@@ -236,7 +241,7 @@ class Guesses:
 def open_engine(what: Scene, want: Answers, chance: random.Random) -> Engine:
     with pages(what.num_pages, what.host_pages):
         made = load(
-            checkpoint(what.family),
+            checkpoint(what.family, what.dtype),
             draft_spec(what),
             max_sequences=what.max_sequences,
             prefix_cache=what.prefix_cache,

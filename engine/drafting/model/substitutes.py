@@ -112,13 +112,14 @@ def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, dict[str, Substit
     for layer, module in modules.items():
         found[layer] = {}
         for path, part in module.named_modules():
-            if isinstance(part, int4.Int4Linear | Part) and "joined" not in path.split("."):
+            is_copy = isinstance(part, int4.Int4Linear | Nf4Linear | Part)
+            product = part.joined.product if isinstance(part, Part) else part
+            is_copy &= not isinstance(product, nn.Linear)  # a weight that has no 4-bit form
+            if is_copy and "joined" not in path.split("."):
                 copy = weight_copy(part)
                 if copy is None:
                     return None
                 found[layer][weight_name(path)] = copy
-            elif isinstance(part, Nf4Linear):
-                return None
     return found
 
 

@@ -26,7 +26,16 @@ from engine.compiled.cells import (
     TILE,
 )
 from engine.compiled.filling import can_fill
-from engine.weights.coding.escapes import MOST_WEIGHTS, PLACES, VALUES, list_escapes, put_escapes
+from engine.triton_kernels import weight_decoder
+from engine.weights.coding.escapes import (
+    ESCAPE_BYTES,
+    MOST_WEIGHTS,
+    PLACES,
+    VALUES,
+    coded_bytes,
+    list_escapes,
+    put_escapes,
+)
 from engine.weights.formats import int4, nf4
 from engine.weights.layout import round_up
 
@@ -145,10 +154,23 @@ def encode(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
 
     `supports` must hold for its substitute.
     """
+    fields = encode_within(weight, substitute, None)
+    assert fields is not None, "there is no limit"
+    return fields
+
+
+def encode_within(
+    weight: Tensor, substitute: Substitute, most: int | None
+) -> dict[str, Tensor] | None:
+    """Return the coded fields as `encode` does, or None if they have more than `most` bytes.
+
+    Compiled code finds that out before it makes them, since a useless copy makes most weights
+    escapes, which take three times the bytes of the weight.
+    """
     assert supports(substitute), f"groups of {substitute.group}"
     bits = weight.contiguous().view(torch.int16)
     if can_fill(weight):
-        return _encode_compiled(bits, substitute)
+        return _encode_compiled(bits, substitute, most)
     indices, widths = torch.empty(bits.shape, dtype=torch.int32), []
     is_escape = torch.empty(bits.shape, dtype=torch.bool)
     for rows in _chunks(bits):
@@ -158,7 +180,8 @@ def encode(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
         indices[rows] = index.clamp(min=0)
         widths.append(cells.width)
     stream, starts = _write(indices, torch.cat(widths))
-    return {STREAM: stream, STARTS: starts} | list_escapes(bits, is_escape)
+    fields = {STREAM: stream, STARTS: starts} | list_escapes(bits, is_escape)
+    return None if most is not None and coded_bytes(fields) > most else fields
 
 
 def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) -> None:
@@ -173,6 +196,12 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) ->
         numbers = starts.view(torch.uint32).numpy()
         copy = _compiled_copy(substitute, out.shape[1])
         compiled.decode(copy, substitute.first, stream.numpy(), numbers, words)
+    elif weight_decoder.is_usable(out.device):
+        assert substitute.order is None, "the kernel reads codes in the order of rows"
+        ends = _ends_on(out.device, is_int4=substitute.is_int4)
+        weight_decoder.decode_cells(
+            substitute.pairs, substitute.scales, ends, stream, starts, substitute.first, out
+        )
     else:
         for rows in _chunks(out):
             cells = _find_cells(substitute, rows)
@@ -196,7 +225,7 @@ class _Cells:
 
 def _find_cells(substitute: Substitute, rows: slice) -> _Cells:
     scale, zero = _usable_scales(substitute, rows)
-    ends = _ends(is_int4=substitute.is_int4).to(scale.device)
+    ends = _ends_on(scale.device, is_int4=substitute.is_int4)
     codes = substitute.codes(rows)
     one, other = (
         (ends[codes + first] * scale + zero).view(torch.int32) >> 16 & 0xFFFF for first in (0, 16)
@@ -278,17 +307,22 @@ def _of_weights(starts: Tensor, columns: int) -> Tensor:
     return starts.repeat_interleave(SEGMENT, 1)[:, :columns]
 
 
-def _encode_compiled(bits: Tensor, substitute: Substitute) -> dict[str, Tensor]:
+def _encode_compiled(
+    bits: Tensor, substitute: Substitute, most: int | None
+) -> dict[str, Tensor] | None:
     assert substitute.order is None and not substitute.first, "the encoder needs the order of rows"
     pairs, weights = substitute.pairs.contiguous().numpy(), bits.view(torch.uint16).numpy()
-    ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
+    ends, is_int4 = find_ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
     own = cell_encoding.Substitute(pairs, _compiled_scales(substitute), ends, is_int4)
     sizes = np.empty((len(bits), -(-bits.shape[1] // SEGMENT)), np.uint32)
     counts = np.empty(len(bits), np.int64)
     cell_encoding.measure(own, weights, sizes, counts)
     stops = np.cumsum(sizes.reshape(-1), dtype=np.int64)
     starts = (stops - sizes.reshape(-1)).astype(np.uint32).reshape(sizes.shape)
-    stream = np.zeros(_stream_bytes(int(stops[-1])), np.uint8)
+    nbytes = _stream_bytes(int(stops[-1]))
+    if most is not None and nbytes + starts.nbytes + ESCAPE_BYTES * int(counts.sum()) > most:
+        return None
+    stream = np.zeros(nbytes, np.uint8)
     places = np.empty(counts.sum(), np.uint32)
     values = np.empty(len(places), np.uint16)
     before = np.cumsum(counts) - counts
@@ -309,7 +343,7 @@ def _compiled_scales(substitute: Substitute) -> np.ndarray[Any, np.dtype[np.uint
 
 def _compiled_copy(substitute: Substitute, columns: int) -> compiled.Copy:
     """Return the copy for the decoder, as numpy arrays."""
-    ends, is_int4 = _ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
+    ends, is_int4 = find_ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
     scales, memory = _compiled_scales(substitute), substitute.pairs.contiguous().view(-1).numpy()
     rows = 2 * len(memory) // columns
     places, steps = np.arange(rows) * (columns // 2), np.zeros(rows, np.int64)
@@ -320,7 +354,7 @@ def _compiled_copy(substitute: Substitute, columns: int) -> compiled.Copy:
 
 
 @cache
-def _ends(*, is_int4: bool) -> Tensor:
+def find_ends(*, is_int4: bool) -> Tensor:
     """Return the ends of the cells in steps, float32 [32]: 16 lower ends, then 16 upper ones."""
     if is_int4:
         return torch.tensor(_INT4_LOW + _INT4_HIGH)
@@ -328,6 +362,12 @@ def _ends(*, is_int4: bool) -> Tensor:
     middles = (values[1:] + values[:-1]) / 2
     reach = torch.tensor([_NF4_REACH])
     return torch.cat([-reach, middles, middles, reach])
+
+
+@cache
+def _ends_on(device: torch.device, *, is_int4: bool) -> Tensor:
+    """Return the ends of the cells on a device."""
+    return find_ends(is_int4=is_int4).to(device)
 
 
 def _chunks(weight: Tensor) -> list[slice]:

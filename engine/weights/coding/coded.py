@@ -30,10 +30,10 @@ def encode(weight: Tensor, substitute: Substitute | None) -> dict[str, Tensor] |
         return None
     fields = None
     if substitute is not None and cells.supports(substitute):
-        fields = cells.encode(weight, substitute)
-    if fields is None or coded_bytes(fields) > _WORTH * weight.nbytes:
-        fields = exponents.encode(weight)
-    if fields is None or coded_bytes(fields) >= weight.nbytes:
+        fields = cells.encode_within(weight, substitute, int(_WORTH * weight.nbytes))
+    if fields is None:
+        fields = exponents.encode(weight, weight.nbytes - 1)
+    if fields is None:
         return None
     again = torch.empty_like(weight, memory_format=torch.contiguous_format)
     decode(fields, substitute, again)
@@ -50,8 +50,3 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute | None, out: Ten
     else:
         assert substitute is not None, "the weight was coded with a substitute"
         cells.decode(fields, substitute, out)
-
-
-def coded_bytes(fields: Mapping[str, Tensor]) -> int:
-    """Return the bytes of coded fields."""
-    return sum(tensor.nbytes for tensor in fields.values())

@@ -5,9 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from engine.triton_kernels import weight_decoder
+
 PLACES = ".escape_places"  # field suffix: int32 [escapes], the numbers of these weights, ascending
 VALUES = ".escape_values"  # field suffix: int16 [escapes], their bits
+ESCAPE_BYTES = 6
 MOST_WEIGHTS = (1 << 31) - 1  # of a coded weight, because a place is an int32
+_PIECE = 1 << 20
 
 
 def list_escapes(weights: Tensor, is_escape: Tensor) -> dict[str, Tensor]:
@@ -24,5 +28,16 @@ def list_escapes(weights: Tensor, is_escape: Tensor) -> dict[str, Tensor]:
 def put_escapes(fields: Mapping[str, Tensor], out: Tensor) -> None:
     """Write the escapes among `fields` into decoded weights, which are contiguous."""
     places = fields[PLACES]
-    if len(places):
-        out.view(torch.int16).view(-1)[places.long()] = fields[VALUES]
+    if weight_decoder.is_usable(out.device):
+        weight_decoder.put_escapes(places, fields[VALUES], out)
+        return
+    weights = out.view(torch.int16).view(-1)
+    # In pieces, because indices of 8 bytes may take as much memory as the weights.
+    pieces = (torch.split(own, _PIECE) for own in (places, fields[VALUES]))
+    for own, values in zip(*pieces, strict=True):
+        weights[own.long()] = values
+
+
+def coded_bytes(fields: Mapping[str, Tensor]) -> int:
+    """Return the bytes of coded fields."""
+    return sum(tensor.nbytes for tensor in fields.values())

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from engine.compiled import exponents as compiled
 from engine.compiled.filling import can_fill
-from engine.weights.coding.escapes import MOST_WEIGHTS, list_escapes, put_escapes
+from engine.triton_kernels import weight_decoder
+from engine.weights.coding.escapes import (
+    ESCAPE_BYTES,
+    MOST_WEIGHTS,
+    coded_bytes,
+    list_escapes,
+    put_escapes,
+)
 
 EXPONENTS = ".exponents"  # field suffix: uint8 [weights / 2], the first of two in the upper half
 FRACTIONS = ".fractions"  # field suffix: uint8 [weights], the sign in the highest bit
@@ -21,10 +28,11 @@ _SIZE = 16
 _PIECE = 1 << 20  # weights whose exponents are counted at a time
 
 
-def encode(weight: Tensor) -> dict[str, Tensor] | None:
+def encode(weight: Tensor, most: int | None = None) -> dict[str, Tensor] | None:
     """Return the coded fields of a bfloat16 weight of any shape, on the CPU.
 
-    Return None if it has an odd number of values, or too many.
+    Return None if it has an odd number of values, or too many, or if the fields would have more
+    than `most` bytes.
     """
     if weight.numel() % 2 or not 0 < weight.numel() <= MOST_WEIGHTS:
         return None
@@ -48,6 +56,9 @@ def encode(weight: Tensor) -> dict[str, Tensor] | None:
         exponents = number[::2] << 4 | number[1::2]
         fractions = ((bits.int() >> 8) & 128 | bits.int() & 127).byte()
     fields = {EXPONENTS: exponents, FRACTIONS: fractions, TABLE: table}
+    nbytes = coded_bytes(fields) + ESCAPE_BYTES * int(is_escape.count_nonzero())
+    if most is not None and nbytes > most:
+        return None
     return fields | list_escapes(bits, is_escape)
 
 
@@ -61,6 +72,8 @@ def decode(fields: Mapping[str, Tensor], out: Tensor) -> None:
             table.numpy(),
             out.view(-1).view(torch.int16).view(torch.uint32).numpy(),
         )
+    elif weight_decoder.is_usable(out.device):
+        weight_decoder.decode_exponents(exponents, fractions, table, out)
     else:
         numbers = torch.stack([exponents >> 4, exponents & 15], -1).view(-1)
         own, rest = table[numbers.long()].int(), fractions.int()

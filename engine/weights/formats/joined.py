@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from engine.weights.coding.cells import CodeOrder, Substitute
 from engine.weights.formats import int4, nf4
-from engine.weights.formats.linear import linear
+from engine.weights.formats.linear import Kernel, linear
 
 # Names of layers with the same input, in the order in which they are called.
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -71,14 +71,17 @@ class Part(nn.Module):
 
 
 def weight_copy(layer: nn.Module) -> Substitute | None:
-    """Return the int4 weight of a layer, where it is kept; None if it is of another kind.
+    """Return the 4-bit weight of a layer, where it is kept; None if it is of another kind.
 
-    The layer may be a part of a product. On a CPU, the order of its kernel must be known.
+    The layer may be a part of a product. The order of its codes must be known: that of an nf4
+    weight is known on a GPU alone, because on a CPU bitsandbytes packs it again.
     """
     first = 0
     if isinstance(layer, Part):
         first = layer.first_row
         layer = layer.joined.product
+    if isinstance(layer, nf4.Nf4Linear) and knows_order("nf4", layer.codes.device):
+        return Substitute(layer.codes, layer.absmax, None, first)
     if not isinstance(layer, int4.Int4Linear):
         return None
     if layer.is_in_row_order:
@@ -89,6 +92,15 @@ def weight_copy(layer: nn.Module) -> Substitute | None:
     if order is None:
         return None
     return Substitute(layer.weight, layer.scales_and_zeros, CodeOrder(*order), first)
+
+
+def knows_order(kernel: Kernel, device: torch.device | None) -> bool:
+    """Return whether the order is known in which a device keeps the codes of this kernel.
+
+    Args:
+        device: None stands for a CUDA card that this machine may not have, of a recent kind.
+    """
+    return kernel == "int4" or device is None or device.type != "cpu"
 
 
 class Beside(nn.Module):

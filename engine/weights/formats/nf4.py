@@ -175,6 +175,21 @@ class Nf4Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.to(self._dtype))
         self.bias: Tensor | None
 
+    @property
+    def codes(self) -> Tensor:
+        """Return the codes [out, in / 2] where they are kept.
+
+        On a CPU they have an order of their own after the first product.
+        """
+        found: Tensor = self.inner.weight.data
+        return found.view(self.inner.out_features, -1)
+
+    @property
+    def absmax(self) -> Tensor:
+        """Return the absolute maxima of the blocks [out, in / 64] where they are kept."""
+        found: Tensor = self.inner.weight.quant_state.absmax
+        return found.view(self.inner.out_features, -1)
+
     @staticmethod
     def supports(in_features: int, out_features: int) -> bool:
         """Return whether bitsandbytes computes this shape correctly on every device."""

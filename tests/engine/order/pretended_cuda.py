@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.kv.page_pool import PagePool
-from engine.planning import probe
+from engine.planning import link_probe, probe
 from engine.streaming import cuda_link, workers
+from engine.streaming.coded import DecodedUnits
 from engine.streaming.cuda_link import CudaDevice, CudaLink
 from engine.streaming.device import OwnMemory
 from engine.streaming.link import Meters
@@ -35,6 +36,7 @@ from tests.engine.order.clocks import WHOLE, Clock, OrderChecker, Parts
 LATE = 2  # times that an event says it has not happened
 UPLOADS = ("to", "lift_fresh")  # copies from the host, which do nothing on a CPU
 COPIED_BYTES = 1 << 16  # of the copy by which loading times the link
+DECODED_SHAPE = (64, 256)  # of the weight by which it times the decoder
 
 
 class PretendedStream:
@@ -115,7 +117,7 @@ class PretendedGraph:
 
 
 class _HostReader(UnitReader):
-    """A reader whose reads are recorded as writes of the host."""
+    """A reader whose reads are recorded as writes of the host, and decoding as one operation."""
 
     def __init__(self, reader: UnitReader, cuda: "PretendedCuda") -> None:
         self.layouts = reader.layouts
@@ -130,6 +132,21 @@ class _HostReader(UnitReader):
         with torch.utils._python_dispatch._disable_current_modes():
             self._reader.read_piece(index, piece, memory)
 
+    def is_coded(self, index: int) -> bool:
+        return self._reader.is_coded(index)
+
+    def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
+        assert isinstance(self._reader, DecodedUnits), "no other reader has coded units"
+        copies = self._reader.copies(index).values()
+        read = [memory, *(own for copy in copies for own in (copy.pairs, copy.scales))]
+        stream = self._cuda.current_stream()
+        self._cuda.checker.launch(
+            stream.number, stream.clock, "decode", [(own, WHOLE) for own in read], [(slot, WHOLE)]
+        )
+        self._cuda.num_decoded += 1
+        with torch.utils._python_dispatch._disable_current_modes():
+            self._reader.decode(index, memory, slot)
+
 
 class PretendedDevice(CudaDevice):
     """The CUDA device of the engine over the memory of the CPU."""
@@ -137,6 +154,10 @@ class PretendedDevice(CudaDevice):
     def __init__(self, cuda: "PretendedCuda") -> None:
         super().__init__(torch.device("cpu"))
         self._cuda = cuda
+
+    @property
+    def can_decode(self) -> bool:
+        return True
 
     def own_memory(self) -> OwnMemory:
         return OwnMemory(1 << 30, 0)
@@ -147,10 +168,11 @@ class PretendedDevice(CudaDevice):
         meters: Meters,
         num_readers: int,
         staged: Sequence[int],
+        sent: Sequence[int],
         num_copiers: int,
     ) -> CudaLink:
         reader = _HostReader(reader, self._cuda)
-        return super().open_link(reader, meters, num_readers, staged, num_copiers)
+        return super().open_link(reader, meters, num_readers, staged, sent, num_copiers)
 
 
 class PretendedCudart:
@@ -193,6 +215,7 @@ class PretendedCuda:
         self.cudart = PretendedCudart()
         self.num_captured = 0
         self.num_replayed = 0
+        self.num_decoded = 0  # units
         self.compute: PretendedStream | None = None  # the stream of passes, once there is one
         self._local = threading.local()
         self._default = PretendedStream(self, "default")
@@ -333,6 +356,7 @@ def install(patch: pytest.MonkeyPatch, cuda: PretendedCuda) -> None:
     patch.setattr(workers.JobBatch, "run", run)
     patch.setattr(cuda_link, "copy_bytes", copy_on_host)
     patch.setattr(probe, "COPIED_BYTES", COPIED_BYTES)
+    patch.setattr(link_probe, "DEVICE_SHAPE", DECODED_SHAPE)
     patch.setattr("engine.runtime.target_files.choose_device", lambda *_: cuda.device)
     replaced: dict[str, Any] = {
         "Stream": cuda.new_stream,

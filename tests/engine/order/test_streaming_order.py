@@ -8,18 +8,22 @@ Without a planted race there is none.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from engine.spec import Tier
-from engine.streaming import cuda_link, page_store
+from engine.streaming import cuda_link, cuda_staging, page_store
 from engine.streaming.cuda_link import CudaSlot
 from engine.streaming.cuda_pages import CudaPageStore
+from engine.streaming.cuda_staging import DeviceStaging
 from engine.streaming.cuda_streams import CudaSideStream
 from engine.streaming.ring import LayerStream
-from engine.weights.layout import LayerUnits, whole_layers
+from engine.weights.layout import LayerUnits, UnitReader, whole_layers
+from tests.engine.coded_units import PlainUnits, decoded, packed
 from tests.engine.order.pretended_cuda import PretendedCuda
 from tests.engine.page_traffic import Traffic, small_cache
 from tests.engine.units import NumberedUnits, PiecedUnits
@@ -70,7 +74,44 @@ def refill_without_waiting(patch: pytest.MonkeyPatch) -> None:
         finally:
             staging._waiting.put((memory, drained))
 
-    patch.setattr(cuda_link._StagingBuffers, "buffer", buffer)
+    patch.setattr(cuda_staging.HostStaging, "buffer", buffer)
+
+
+def decode_before_the_copy(patch: pytest.MonkeyPatch) -> None:
+    own = DeviceStaging.decode
+
+    def decode(staging: Any, unit: int, buffer: Any, copied: Any, slot: Any) -> None:
+        own(staging, unit, buffer, torch.cuda.Event(), slot)
+
+    patch.setattr(DeviceStaging, "decode", decode)
+
+
+def be_ready_before_decoding(patch: pytest.MonkeyPatch) -> None:
+    own = DeviceStaging.decode
+
+    def decode(staging: Any, unit: int, buffer: Any, copied: Any, slot: Any) -> None:
+        ready = slot.ready
+        ready.record(staging.stream)
+        slot.ready = torch.cuda.Event()
+        own(staging, unit, buffer, copied, slot)
+        slot.ready = ready
+
+    patch.setattr(DeviceStaging, "decode", decode)
+
+
+def copy_into_a_buffer_in_use(patch: pytest.MonkeyPatch) -> None:
+    own = DeviceStaging.buffer
+
+    @contextmanager
+    def buffer(staging: Any) -> Iterator[Any]:
+        with own(staging) as found:
+            yield replace(found, drained=torch.cuda.Event())
+
+    patch.setattr(DeviceStaging, "buffer", buffer)
+
+
+def decode_into_a_slot_in_use(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CudaSlot, "wait_until_free", nothing)
 
 
 @pytest.mark.parametrize("tiers", MIXTURES, ids="-".join)
@@ -107,6 +148,46 @@ def test_a_race_in_the_ring_is_found(
         cuda.checker.check()
 
 
+@pytest.mark.parametrize("tiers", [own[:4] for own in MIXTURES], ids="-".join)
+@pytest.mark.parametrize("pinned", [2**40, 3 * PIECE])
+def test_a_ring_of_coded_units_has_no_unordered_accesses(
+    cuda: PretendedCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiers: tuple[Tier, ...],
+    pinned: int,
+) -> None:
+    for layers in (whole_layers(3), (LayerUnits(0, num_parts=3),)):
+        walk_coded(cuda, monkeypatch, tmp_path, tiers, pinned, layers)
+    cuda.checker.check()
+    assert cuda.checker.num_accesses > 100 and cuda.num_decoded >= 2 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("plant", "race"),
+    [
+        (decode_before_the_copy, "decode .*reads what is written by.*copy_"),
+        (be_ready_before_decoding, "sum .*reads what is written by.*decode"),
+        (copy_into_a_buffer_in_use, "copy_ .*overwrites what is read by.*decode"),
+        (decode_into_a_slot_in_use, "decode .*overwrites what is read by.*sum"),
+        (use_without_waiting, "sum .*reads what is written by.*decode"),
+    ],
+)
+@pytest.mark.parametrize("tiers", [own[:4] for own in MIXTURES[:2]], ids="-".join)
+def test_a_race_in_a_ring_of_coded_units_is_found(
+    cuda: PretendedCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiers: tuple[Tier, ...],
+    plant: Plant,
+    race: str,
+) -> None:
+    plant(monkeypatch)
+    walk_coded(cuda, monkeypatch, tmp_path, tiers, 2**40, whole_layers(3))
+    with pytest.raises(AssertionError, match=f"(?s){race}"):
+        cuda.checker.check()
+
+
 @pytest.mark.parametrize("pinned", [2**40, 3 * PIECE])
 def test_a_ring_of_parts_has_no_unordered_accesses(
     cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch, pinned: int
@@ -133,10 +214,42 @@ def walk_the_ring(
     layers: Sequence[LayerUnits] = whole_layers(4),
 ) -> None:
     """Use all units in three passes. There are more pieces than staging buffers."""
-    monkeypatch.setattr("engine.streaming.cuda_link.PIECE_BYTES", PIECE)
-    monkeypatch.setattr("engine.streaming.disk.PIECE_BYTES", PIECE)
+    use_small_pieces(monkeypatch)
     cuda.cudart.limit = pinned
     units = PiecedUnits(len(tiers), rows=2000) if "disk" in tiers else NumberedUnits(5, rows=2000)
+    walk(cuda, units, tiers, layers)
+
+
+def walk_coded(
+    cuda: PretendedCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    tiers: tuple[Tier, ...],
+    pinned: int,
+    layers: Sequence[LayerUnits],
+) -> None:
+    """Use all coded units in three passes."""
+    use_small_pieces(monkeypatch)
+    cuda.cudart.limit = pinned
+    plain = PlainUnits()
+    with packed(plain, folder) as (coded, copies):
+        reader = decoded(coded, plain, copies)
+        with cuda.recording():  # the copies are made by the device
+            for index in range(len(plain.layouts)):
+                for copy in reader.copies(index).values():
+                    copy.pairs.add_(0)
+                    copy.scales.view(torch.int16).add_(0)
+        walk(cuda, reader, tiers, layers)
+
+
+def use_small_pieces(patch: pytest.MonkeyPatch) -> None:
+    for module in ("cuda_link", "disk", "packed"):
+        patch.setattr(f"engine.streaming.{module}.PIECE_BYTES", PIECE)
+
+
+def walk(
+    cuda: PretendedCuda, units: UnitReader, tiers: tuple[Tier, ...], layers: Sequence[LayerUnits]
+) -> None:
     cuda.device.use_compute_stream()
     with (
         cuda.recording(),

@@ -12,7 +12,7 @@ from transformers import Qwen2Config
 
 from engine.drafting.method import DraftNeeds
 from engine.errors import ModelError
-from engine.planning import assumed
+from engine.planning import assumed, choice
 from engine.planning.assumed import Machine
 from engine.planning.blueprint import Blueprint
 from engine.planning.choice import Scheme, best_scheme, make_scheme
@@ -20,6 +20,7 @@ from engine.planning.footprint import Demand
 from engine.planning.plan import Memory
 from engine.planning.preview import WhatIf, preview
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
+from engine.streaming.coded import CODED_STAGING
 from engine.weights.layout import UnitLayout, whole_layers
 
 AUTO = ModelSpec("m", TargetSpec("m"))
@@ -106,9 +107,10 @@ def chosen(
     form: str = "q4_k",
     decoding_gbps: float = 0.0,
     ram: float = 64,
+    own: bool = True,  # whether the device has memory of its own
 ) -> Scheme:
     expansions = {f".{form}": int(DENSE) * (LAYERS + 1)} if form else {}
-    memory = Memory(int(device * GB), int(ram * GB), has_own_memory=True)
+    memory = Memory(int(device * GB), int(ram * GB), has_own_memory=own)
     speeds = {f".{form}": 1 / (expanding_gbps * GB)}
     machine = Machine(memory, ram_gbps=20.0, disk_gbps=3.0, expanding=speeds)
     if decoding_gbps:
@@ -168,7 +170,7 @@ def test_plain_weights_have_one_form() -> None:
     ("device", "decoding_gbps", "coded"),
     [
         (4, 200.0, True),  # 10 GB travel in a pass instead of 18, and decoding takes 0.1 s
-        (4, 40.0, False),  # decoding takes 0.45 s, which counts twice: the cores also compute
+        (4, 40.0, True),  # decoding takes 0.45 s, less than 10 GB over the link
         (4, 15.0, False),  # decoding takes longer than 18 GB over the link
         (30, 200.0, False),  # all units are resident
         (4, 0.0, False),  # the device decodes nothing
@@ -194,7 +196,31 @@ def test_coded_weights_take_half_of_the_ram() -> None:
     plain, coded = (chosen(4, 1.0, own, "", 200.0, ram=16) for own in (none, PLAIN))
     assert "disk" in plain.plan.tiers and "disk" not in coded.plan.tiers
     assert coded.plan.ram_unit_bytes == coded.plan.tiers.count("ram") * CODED
-    assert coded.plan.ring_bytes == coded.plan.slots * DENSE
+    staging = CODED_STAGING * CODED  # on the device, from which units are decoded
+    assert coded.plan.ring_bytes == coded.plan.slots * DENSE + staging
+    assert coded.demand.coding_bytes == 3 * DENSE
+    assert coded.plan.making_bytes == 0  # the units are loaded after it, into the same RAM
+    assert plain.demand.coding_bytes == 0
+
+
+@pytest.mark.parametrize(("own", "cost"), [(True, 1), (False, 2)])
+def test_decoding_counts_twice_where_the_same_cores_compute(
+    monkeypatch: pytest.MonkeyPatch, own: bool, cost: int
+) -> None:
+    monkeypatch.setattr(choice, "LEAST_GAIN", 0.0)
+    slow, fast = (chosen(4, 1.0, PLAIN, "", gbps, own=own).forecast for gbps in (1.0, 2.0))
+    difference = slow.decode_seconds - fast.decode_seconds
+    assert difference == pytest.approx(fast.decode_seconds) and difference > 1
+    assert slow.pass_seconds - fast.pass_seconds == pytest.approx(cost * difference)
+
+
+def test_a_device_that_computes_in_ram_holds_its_weights_while_units_are_coded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice, "LEAST_GAIN", 0.0)
+    found = chosen(4, 1.0, PLAIN, "", 200.0, own=False)
+    later = found.plan.activation_bytes  # are allocated when all are coded
+    assert found.plan.making_bytes == found.demand.coding_bytes - later > DENSE
 
 
 def test_expanding_is_part_of_the_forecast() -> None:

@@ -1,69 +1,31 @@
 """Coded units travel in fewer bytes, and arrive in the slots of the ring as the plain weights."""
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from engine.cache_files import unit_name
 from engine.errors import ModelError
 from engine.spec import Tier
-from engine.streaming.coded import CodedUnits, DecodedUnits
-from engine.streaming.cpu_link import CODED_STAGING, CpuDevice
+from engine.streaming.coded import CODED_STAGING, CodedUnits, DecodedUnits
+from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.ring import LayerStream
-from engine.weights.coding.cells import find_substitute
-from engine.weights.formats import int4
-from engine.weights.layout import UnitReader, lay_out, whole_layers
+from tests.engine.coded_units import (
+    COUNT,
+    LAYERS,
+    Copies,
+    FaultyUnits,
+    PlainUnits,
+    decoded,
+    packed,
+    silent,
+)
 
 CPU = CpuDevice()
-COUNT, ROWS, COLUMNS = 4, 64, 128
-LAYERS = whole_layers(COUNT - 1)  # and a head
-
-
-class PlainUnits(UnitReader):
-    """A reader of random weights, a matrix without copy and tensors that stay plain among them."""
-
-    def __init__(self) -> None:
-        specs = {
-            "norm.weight": (torch.float32, (COLUMNS,)),
-            "q.weight": (torch.bfloat16, (ROWS, COLUMNS)),
-            "experts": (torch.bfloat16, (2, ROWS, COLUMNS)),
-            "q.bias": (torch.bfloat16, (ROWS,)),
-        }
-        self.layouts = [lay_out(f"layer.{index}", specs) for index in range(COUNT)]
-
-    def read(self, index: int, buffer: Tensor) -> None:
-        for name, tensor in self.expected(index).items():
-            self.layouts[index].views(buffer)[name].copy_(tensor)
-
-    def expected(self, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(index)
-        return {
-            field.name: torch.randn(field.shape, generator=generator).to(field.dtype)
-            for field in self.layouts[index].fields
-        }
-
-
-class Copies(UnitReader):
-    """A reader of the 4-bit copies of `PlainUnits`."""
-
-    def __init__(self, plain: PlainUnits, group: int = 32) -> None:
-        self._plain = plain
-        specs = int4.packed_tensors("q.weight", (ROWS, COLUMNS), group)
-        self.layouts = [lay_out(f"layer.{index}", specs) for index in range(COUNT)]
-
-    def read(self, index: int, buffer: Tensor) -> None:
-        fields = self.layouts[index].views(buffer).values()
-        int4.quantize(self._plain.expected(index)["q.weight"], *fields)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture
@@ -72,40 +34,26 @@ def plain() -> PlainUnits:
 
 
 @pytest.fixture
-def copies(plain: PlainUnits, tmp_path: Path) -> Iterator[PackedUnits]:
-    with closing(pack(Copies(plain), tmp_path / "copies", "copies", silent)) as packed:
-        yield packed
+def both(plain: PlainUnits, tmp_path: Path) -> Iterator[tuple[PackedUnits, PackedUnits]]:
+    with packed(plain, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
-def coded(plain: PlainUnits, copies: PackedUnits, tmp_path: Path) -> Iterator[PackedUnits]:
-    packed = pack(CodedUnits(plain, LAYERS, copies), tmp_path / "coded", "coded", silent)
-    with closing(packed):
-        yield packed
+def coded(both: tuple[PackedUnits, PackedUnits]) -> PackedUnits:
+    return both[0]
 
 
-def decoded(coded: PackedUnits, plain: PlainUnits, copies: PackedUnits) -> DecodedUnits:
-    """Return the reader of the ring, with the copies in memory."""
-    found = []
-    for index, layout in enumerate(copies.layouts):
-        memory = torch.empty(layout.nbytes, dtype=torch.uint8)
-        copies.read(index, memory)
-        copy = find_substitute(layout.views(memory), "q.weight")
-        assert copy is not None
-        found.append({"q.weight": copy})
-    return DecodedUnits(coded, plain.layouts, found.__getitem__)
-
-
-def check(weights: Mapping[str, Tensor], plain: PlainUnits, index: int) -> None:
-    for name, tensor in plain.expected(index).items():
-        assert torch.equal(weights[name], tensor), f"unit {index}, {name}"
+@pytest.fixture
+def copies(both: tuple[PackedUnits, PackedUnits]) -> PackedUnits:
+    return both[1]
 
 
 def walk(stream: LayerStream, plain: PlainUnits, passes: int = 2) -> None:
     for _ in range(passes):
         for index in range(COUNT):
             with stream.unit(index) as weights:
-                check(weights, plain, index)
+                plain.check(index, weights)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -136,7 +84,7 @@ def test_the_ring_gives_plain_weights(
         stream.seek(2)
         for index in (2, 3):
             with stream.unit(index) as weights:
-                check(weights, plain, index)
+                plain.check(index, weights)
     streamed = [index for index, tier in enumerate(tiers) if tier != "resident"]
     smallest = min(coded.layouts[index].nbytes for index in streamed)
     assert stream.stats.bytes >= 2 * len(streamed) * smallest
@@ -174,7 +122,7 @@ def test_a_missing_unit_is_coded_again_when_it_is_opened(
         slot = torch.empty(plain.layouts[1].nbytes, dtype=torch.uint8)
         reader.read(1, memory)
         reader.decode(1, memory, slot)
-        check(plain.layouts[1].views(slot), plain, 1)
+        plain.check(1, plain.layouts[1].views(slot))
 
 
 def test_the_identity_tells_other_copies(plain: PlainUnits, tmp_path: Path) -> None:
@@ -182,8 +130,8 @@ def test_the_identity_tells_other_copies(plain: PlainUnits, tmp_path: Path) -> N
     for group in (32, 64):
         for attempt in range(2):
             folder = tmp_path / f"{group}.{attempt}"
-            with closing(pack(Copies(plain, group), folder, "copies", silent)) as packed:
-                found.add(CodedUnits(plain, LAYERS, packed).identity)
+            with closing(pack(Copies(plain, group), folder, "copies", silent)) as own:
+                found.add(CodedUnits(plain, LAYERS, own).identity)
     assert len(found) == 3  # equal bytes have equal ones
 
 
@@ -197,25 +145,6 @@ def test_without_copies_all_weights_are_coded_by_themselves(
         with closing(stream):
             stream.start(reader)
             walk(stream, plain)
-
-
-class FaultyUnits(DecodedUnits):
-    """Coded units of which some reads and some decodings fail."""
-
-    faults = 0
-
-    def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
-        self._fail()
-        super().read_piece(index, piece, memory)
-
-    def decode(self, index: int, memory: Tensor, slot: Tensor) -> None:
-        self._fail()
-        super().decode(index, memory, slot)
-
-    def _fail(self) -> None:
-        if self.faults and random.random() < 0.5:
-            self.faults -= 1
-            raise ModelError("the disk failed")
 
 
 def test_errors_give_staging_buffers_back(

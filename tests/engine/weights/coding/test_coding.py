@@ -1,71 +1,26 @@
 """Coded weights are decoded to the same bits, by compiled code and by operations of torch."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.compiled import compiler
 from engine.weights.coding import cells, coded, escapes, exponents
 from engine.weights.coding.cells import Substitute
 from tests.engine.weights.coding.copies import FORMS, copy_of, empty_copy, same_bits
+from tests.engine.weights.coding.kinds import (
+    SCALES,
+    WEIGHTS,
+    copy_with_any_scale,
+    of_bits,
+    trained,
+    usual,
+)
 
 ROWS, COLUMNS = 19, 1152  # rows beside those of a vector, and a second segment
-DEMO = Path(__file__).parents[4] / "configs" / "demo" / "target" / "model.safetensors"
-
-
-def usual(*shape: int) -> Tensor:
-    return (torch.randn(shape) * 0.02).bfloat16()
-
-
-def of_bits(bits: Tensor) -> Tensor:
-    return bits.to(torch.int16).view(torch.bfloat16)
-
-
-def with_some(value: float) -> Callable[..., Tensor]:
-    def make(*shape: int) -> Tensor:
-        weight = usual(*shape)
-        weight[torch.rand(shape) < 0.01] = value
-        return weight
-
-    return make
-
-
-def outliers(*shape: int) -> Tensor:
-    weight = usual(*shape)
-    weight[:, ::32] = 40.0
-    return weight
-
-
-def constant_groups(*shape: int) -> Tensor:
-    return torch.randn(shape[0], shape[1] // 32).bfloat16().repeat_interleave(32, 1)
-
-
-WEIGHTS: dict[str, Callable[..., Tensor]] = {
-    "usual": usual,
-    "zeros": lambda *shape: torch.zeros(shape).bfloat16(),
-    "minus zeros": lambda *shape: -torch.zeros(shape).bfloat16(),
-    "some zeros": with_some(0.0),
-    "some minus zeros": with_some(-0.0),
-    "some infinities": with_some(float("inf")),
-    "some minus infinities": with_some(float("-inf")),
-    "some NaN": with_some(float("nan")),
-    "NaN of any bits": lambda *shape: of_bits(torch.randint(0x7F81, 0x8000, shape)),
-    "any bits": lambda *shape: of_bits(torch.randint(-(1 << 15), 1 << 15, shape)),
-    "subnormal": lambda *shape: of_bits(torch.randint(0, 128, shape)),
-    "tiny": lambda *shape: usual(*shape) * 2.0**-110,
-    "huge": lambda *shape: usual(*shape) * 2.0**120,
-    "constant groups": constant_groups,
-    "one value": lambda *shape: torch.full(shape, -3.0).bfloat16(),
-    "an outlier in each group": outliers,
-    "positive": lambda *shape: usual(*shape).abs(),
-    "far from zero": lambda *shape: usual(*shape) + 1,
-}
 
 
 def assert_round_trip(weight: Tensor, copy: Substitute) -> dict[str, Tensor]:
@@ -110,35 +65,11 @@ def test_exponents_of_any_kind_keep_every_bit(kind: str) -> None:
         assert same_bits(out, weight), way
 
 
-SCALES = [
-    0.0,
-    -0.0,
-    -1.0,
-    1e-45,
-    2.0**-126,
-    2.0**-26,
-    2.0**-27,
-    2.0**-22,
-    2.0**100,
-    2.0**101,
-    3.3e38,
-]
-SCALES += [float("inf"), float("-inf"), float("nan"), 1e-8, 1.0]
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_any_scale_and_zero_can_be_coded(form: str) -> None:
     """Every pair of special scales and zeros occurs, with every code."""
     torch.manual_seed(0)
-    copy = empty_copy(form, len(SCALES), COLUMNS)
-    copy.pairs.random_(256)
-    special = torch.tensor(SCALES)
-    if copy.is_int4:
-        copy.scales[..., 0] = special
-        repeats = -(-len(copy.scales) // len(special))
-        copy.scales[..., 1] = special.repeat(repeats)[: len(copy.scales), None]
-    else:
-        copy.scales[:] = special[:, None]
+    copy = copy_with_any_scale(form, COLUMNS)
     for kind in ("usual", "any bits"):
         assert_round_trip(WEIGHTS[kind](len(SCALES), COLUMNS), copy)
 
@@ -171,11 +102,11 @@ def test_groups_of_zeros_take_no_bits_and_other_zeros_few(form: str) -> None:
     weight = usual(64, 1024)
     weight[:, :512] = 0  # whole groups
     whole = cells.encode(weight, copy_of(weight, form))
-    assert 8 * coded.coded_bytes(whole) / weight.numel() < 4.1
+    assert 8 * escapes.coded_bytes(whole) / weight.numel() < 4.1
     weight = usual(64, 1024)
     weight[torch.rand(weight.shape) < 0.5] = 0
     some = cells.encode(weight, copy_of(weight, form))
-    assert 8 * coded.coded_bytes(some) / weight.numel() < 10
+    assert 8 * escapes.coded_bytes(some) / weight.numel() < 10
     assert len(some[escapes.PLACES]) < weight.numel() / 200
 
 
@@ -206,24 +137,20 @@ def test_normally_distributed_weights_take_few_bits(form: str, most: float) -> N
     for importance in (None, torch.rand(1024) ** 4):  # also with scales that clip weights
         fields = coded.encode(weight, copy_of(weight, form, importance))
         assert fields is not None and cells.STREAM in fields
-        assert 8 * coded.coded_bytes(fields) / weight.numel() < most
+        assert 8 * escapes.coded_bytes(fields) / weight.numel() < most
     fields = coded.encode(weight, None)
     assert fields is not None and exponents.EXPONENTS in fields
-    assert 8 * coded.coded_bytes(fields) / weight.numel() < 12.1
+    assert 8 * escapes.coded_bytes(fields) / weight.numel() < 12.1
 
 
 def test_trained_weights_take_few_bits() -> None:
-    """The weights of one layer and the head of the demo model."""
-    tensors = load_file(DEMO)
-    chosen = [w for name, w in tensors.items() if ".1." in name or "lm_head" in name]
-    weights = [weight.bfloat16() for weight in chosen if weight.dim() == 2]
-    assert len(weights) >= 7
+    weights = trained()
     for form, most in [("int4 32", 7.9), ("int4 64", 7.9), ("nf4 64", 7.9), ("", 12.2)]:
         nbytes = 0
         for weight in weights:
             fields = coded.encode(weight, copy_of(weight, form) if form else None)
             assert fields is not None
-            nbytes += coded.coded_bytes(fields)
+            nbytes += escapes.coded_bytes(fields)
         assert 8 * nbytes / sum(weight.numel() for weight in weights) <= most, form
 
 
@@ -277,13 +204,14 @@ def test_an_encoder_that_is_wrong_is_found(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     weight = usual(64, 128)
-    right = cells.encode
+    right = cells.encode_within
 
-    def wrong(weight: Tensor, substitute: Substitute) -> dict[str, Tensor]:
-        fields = right(weight, substitute)
+    def wrong(weight: Tensor, substitute: Substitute, most: int) -> dict[str, Tensor]:
+        fields = right(weight, substitute, most)
+        assert fields is not None
         fields[cells.STREAM][7] ^= 1
         return fields
 
-    monkeypatch.setattr(cells, "encode", wrong)
+    monkeypatch.setattr(cells, "encode_within", wrong)
     assert coded.encode(weight, copy_of(weight, "int4 32")) is None
     assert "decodes to other bits" in caplog.text

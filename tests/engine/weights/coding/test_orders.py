@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from engine.compiled import compiler
+from engine.drafting.model.substitutes import find_copies
 from engine.weights.coding import cells
 from engine.weights.coding.cells import CodeOrder, Substitute
-from engine.weights.formats import int4
-from engine.weights.formats.joined import join, weight_copy
-from engine.weights.formats.linear import linear
+from engine.weights.formats import int4, joined
+from engine.weights.formats.joined import join, knows_order, weight_copy
+from engine.weights.formats.linear import linear, substitute
 from tests.engine.weights.coding.copies import copy_of, same_bits
 
 CPU = torch.device("cpu")
@@ -73,3 +74,30 @@ def test_codes_beyond_the_copy_are_refused() -> None:
         cells.decode(
             code, Substitute(copy.pairs, copy.scales, None, 1), torch.empty(32, 64).bfloat16()
         )
+
+
+def test_the_order_of_nf4_is_known_where_no_product_changes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    weight = usual(64, 128)
+    layer = substitute(weight, None, 64, CPU, "nf4")
+    assert weight_copy(layer) is None
+    assert knows_order("nf4", None) and knows_order("nf4", torch.device("cuda"))
+    monkeypatch.setattr(joined, "knows_order", lambda *_: True)  # as on CUDA
+    found, wanted = weight_copy(layer), copy_of(weight, "nf4 64")
+    assert found is not None and not found.is_int4 and found.group == 64
+    assert torch.equal(found.pairs, wanted.pairs) and torch.equal(found.scales, wanted.scales)
+
+
+def test_layers_without_a_4_bit_form_are_left_out_of_the_copies() -> None:
+    torch.manual_seed(0)
+    dense = {f"{name}.weight": usual(24, 64) for name in ("gate_proj", "up_proj")}  # 24 rows
+    parts = join(dense, ("gate_proj", "up_proj"), CPU)
+    assert parts is not None
+    down = substitute(usual(64, 64), None, 32, CPU, "int4")
+    module = nn.ModuleDict({"gate_proj": parts[0], "up_proj": parts[1], "down_proj": down})
+    found = find_copies({3: module})
+    assert found is not None and {*found[3]} == {"down_proj.weight"}
+    module["other"] = substitute(usual(64, 64), None, 64, CPU, "nf4")
+    assert find_copies({3: module}) is None
