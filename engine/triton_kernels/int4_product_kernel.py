@@ -124,6 +124,59 @@ def multiply_int4(
     tl.store(place, found, mask=is_row & is_output[None, :])
 
 
+@kernel(aligned=("rows", "pairs", "scales", "out"))
+def multiply_int4_of_experts(
+    rows: tl.tensor, pairs: tl.tensor, scales: tl.tensor, bias: tl.tensor, out: tl.tensor,
+    experts: tl.tensor, places: tl.tensor, row_places: tl.tensor, outputs: tl.tensor,
+    groups: tl.tensor, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, DOT: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the products of rows with the weights of the experts that they were given to.
+
+    A program multiplies a block of places with one expert.
+
+    Args:
+        rows: [num_rows, groups * GROUP].
+        pairs, scales, bias: those of `multiply_int4`, of all experts after each other.
+        out: [num_places, outputs].
+        experts: int32 [blocks], the expert of each block; -1: the block has no places.
+        places: int32 [blocks, ROWS], the rows of `out` that are written; -1: none.
+        row_places: how many rows of `out` after each other have the same row of `rows`.
+    """
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    block_number = tl.program_id(1)
+    expert = tl.load(experts + block_number).to(tl.int64)
+    if expert >= 0:
+        place = tl.load(places + block_number * ROWS + tl.arange(0, ROWS))
+        is_place = place >= 0
+        row = place // row_places
+        inputs = groups * GROUP
+        pairs += expert * outputs * (groups * (GROUP // 2))
+        scales += expert * groups * outputs
+        sums = tl.zeros((OUTPUTS, ROWS), tl.float32)
+        for block in range(tl.cdiv(inputs, INPUTS)):
+            column = block * INPUTS + tl.arange(0, INPUTS)
+            value = row.to(tl.int64)[:, None] * inputs + column[None, :]
+            is_value = is_place[:, None] & (column[None, :] < inputs)
+            values = tl.load(rows + value, mask=is_value, other=0.0)
+            values = values.to(tl.bfloat16).to(DOT).reshape(ROWS, INPUTS // 2, 2)
+            firsts, seconds = tl.split(values)
+            firsts, seconds = tl.trans(firsts), tl.trans(seconds)
+            pair = block * (INPUTS // 2) + tl.arange(0, INPUTS // 2)
+            group = block * (INPUTS // GROUP) + tl.arange(0, INPUTS // GROUP)
+            sums = _add_products(
+                sums, firsts, seconds, output, pair, group,
+                pairs, scales, outputs, groups, GROUP, INPUTS, DOT,
+            )  # fmt: skip
+        is_output = output < outputs
+        if HAS_BIAS:
+            added = tl.load(bias + expert * outputs + output, mask=is_output, other=0.0)
+            sums += added.to(tl.float32)[:, None]
+        at = out + place.to(tl.int64)[:, None] * outputs + output[None, :]
+        found = tl.trans(sums).to(out.dtype.element_ty)
+        tl.store(at, found, mask=is_place[:, None] & is_output[None, :])
+
+
 @kernel(aligned=("parts", "out"))
 def add_parts(
     parts: tl.tensor, out: tl.tensor, size: tl.tensor, num_parts: tl.tensor, BLOCK: tl.constexpr
