@@ -4,9 +4,10 @@ The speed of one sequence is A / (draft time + max(W / B, compute time) + host t
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
 that of expanding weights that travel packed, and twice that of decoding those that travel coded.
 Where the ring holds less than a layer ahead of the one that computes, it also includes the part of
-W / B that computing cannot hide. Times are measured or assumed, and how often the target agrees
-with a draft is assumed. A forecast is made to compare plans; `understudy plan` lists its
-assumptions.
+W / B that computing cannot hide. All experts of a mixture travel in each pass, but only those that
+rows choose are computed, so the compute time grows with the rows. Times are measured or assumed,
+and how often the target agrees with a draft is assumed. A forecast is made to compare plans;
+`understudy plan` lists its assumptions.
 """
 
 from collections.abc import Iterator
@@ -77,7 +78,11 @@ def make_forecast(
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
     decode = decode_seconds(plan, demand, machine)
     busy = _Busy(
-        link, expand + DECODING_COST * decode, exposed_seconds(plan, demand, machine), demand.tile
+        link,
+        expand + DECODING_COST * decode,
+        exposed_seconds(plan, demand, machine),
+        demand.tile,
+        is_mixture=demand.experts is not None,
     )
     users = min(users, plan.max_sequences)
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
@@ -152,10 +157,11 @@ class _Busy:
     expand: float  # in which weights are expanded or decoded
     exposed: float  # of the link, while no other layer computes
     tile: int  # rows that run through a layer at a time
+    is_mixture: bool = False  # whether rows within a tile multiply with more experts
 
     def seconds(self, machine: Machine, rows: int) -> float:
         """Return the seconds of a pass; rows are computed in tiles."""
-        padded = ceil(rows / TILE) * TILE
+        padded = rows if self.is_mixture else ceil(rows / TILE) * TILE
         compute = machine.passes.expect(padded) or 0.0
         # A layer's first tile runs while the rest of the layer arrives.
         first = machine.passes.expect(min(padded, self.tile)) or 0.0

@@ -1,4 +1,4 @@
-"""Measurements of reading weights from a disk, and of decoding coded ones."""
+"""Measurements of reading weights from a disk or from RAM, and of decoding coded ones."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +11,7 @@ from engine.planning.blueprint import Blueprint
 from engine.planning.probe import fastest
 from engine.streaming.device import Device
 from engine.streaming.disk import UnitFile, read_gbps
+from engine.streaming.pinned import HostBuffer
 from engine.weights.coding import cells, coded, exponents
 from engine.weights.formats.joined import weight_copy
 from engine.weights.formats.linear import linear, store, stored_tensors
@@ -20,6 +21,7 @@ LEAST_CODED_BYTES = 64 << 20  # of a model whose weights may be coded: measuring
 LEAST_FILE_BYTES = 64 << 20  # of a file by which a disk is measured
 SHAPE = (1024, 2048)  # of the weight that is decoded
 GROUP = 32  # weights that share a scale
+COPIED_BYTES = 128 << 20
 
 
 def disk_gbps(blueprint: Blueprint) -> float | None:
@@ -67,3 +69,16 @@ def decoding_gbps(blueprint: Blueprint, device: Device) -> Mapping[bool, float]:
             seconds = fastest(partial(coded.decode, code, own, out), device)
             found[has_copy] = weight.nbytes / seconds / 1e9
     return found
+
+
+def copy_gbps(device: Device) -> float:
+    """Return the speed of one large copy from RAM to the device, in 1e9 bytes a second.
+
+    The RAM is pinned if the system allows it.
+    """
+    buffer = HostBuffer(COPIED_BYTES)
+    buffer.pin(device.pin)
+    copied = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
+    seconds = fastest(lambda: copied.copy_(buffer.memory, non_blocking=True), device)
+    buffer.unpin()
+    return COPIED_BYTES / seconds / 1e9
