@@ -52,6 +52,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.engine.runtime.test_hybrid_drafts import accepted
 from tests.engine.structures import save_structure
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint
 
@@ -75,12 +76,6 @@ def asked(**params: Any) -> list[Any]:
 def plain(family: str) -> Answers:
     """Return the answers of plain decoding."""
     return alone(load(checkpoint(family), PLAIN), asked(logprobs=2))
-
-
-def accepted(answers: Answers) -> float:
-    """Return how many drafted tokens were accepted for each pass."""
-    stats = [answer.stats for answer in answers.values() if answer.stats is not None]
-    return sum(own.accepted for own in stats) / sum(own.passes for own in stats)
 
 
 def copied(engine: Engine) -> dict[str, ExpertLayers]:
