@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # a method's file imports this module, and the front end read
     from engine.model.decoder import Decoder
     from engine.streaming.device import Device
     from engine.streaming.ring import LayerStream
+    from engine.weights.expert_weights import ExpertWeights
     from engine.weights.layout import LayerUnits, UnitLayout, WholeLayers
     from engine.weights.safetensors import OtherTensor
 
@@ -46,6 +47,8 @@ class PlanContext:
     layouts: Sequence[UnitLayout]  # of the target's units
     layers: Sequence[LayerUnits]  # the units of each layer
     device: torch.device | None  # None: a recent CUDA card that this machine may not have
+    experts: ExpertWeights | None = None  # of its layers; None: no layer is a mixture of experts
+    stored: Sequence[UnitLayout] = ()  # the units with all tensors as the checkpoint stores them
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ class DraftNeeds:
     node_values: int = 0  # elements of such a row that a step reads in one layer
     making_bytes: int = 0  # of host memory while the draft is made
     # Where the draft is a low-bit copy of the target's layers: the part of `weight_bytes` that each
-    # unit's copy takes. A resident unit serves the draft too and needs no copy.
+    # unit's copy takes. A resident unit serves the draft too and needs no copy, unless its layer is
+    # a mixture of experts.
     substitute_bytes: Sequence[int] = ()
+    expert_bytes: int = 0  # the part of `substitute_bytes` for experts, of which few are read
 
 
 def lookup_needs(context: PlanContext) -> DraftNeeds:

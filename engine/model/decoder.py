@@ -19,10 +19,9 @@ from engine.model.attention import Batch
 from engine.model.binder import Binder
 from engine.model.borrowed import BorrowedParts, PassCancelled, Weights
 from engine.model.elementwise import WholeBlocks, calls_functions
-from engine.model.experts import DeferredExperts, add_experts
+from engine.model.experts import DeferredExperts, add_experts, defer_experts
 from engine.model.library import (
     attention_modules,
-    defer_experts,
     place_tensors,
     replace_modules,
     set_batch,

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from engine.model.elementwise import apply_in_blocks
 from engine.spec import TILE
+from engine.triton_kernels.expert_product import ExpertBlocks, group_places
+from engine.weights.formats.linear import ExpertLayers
 
 EXPERTS = "understudy"
 
@@ -34,21 +36,47 @@ class RoutedRows:
 
 
 def apply_experts(
-    experts: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    experts: Any,
+    hidden: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    tile: int | None = None,
 ) -> Tensor:
     """Return the weighted sum of each row's experts, [rows, D].
 
     Args:
         experts: the fused module of transformers, with `gate_up_proj` [E, 2I, D] and `down_proj`
             [E, D, I], or both transposed, with or without biases. Its own `_apply_gate` is used.
-            Without a gate, it has `up_proj` [E, I, D] instead, and `act_fn`.
+            Without a gate, it has `up_proj` [E, I, D] instead, and `act_fn`. In place of a fused
+            weight it may have a layer for each expert.
         hidden: [rows, D].
         top_k_index, top_k_weights: the experts of each row and their weights, [rows, k].
+        tile: that of `add_experts`.
     """
     out = torch.zeros_like(hidden)
     routed = RoutedRows(hidden, top_k_index, top_k_weights)
-    add_experts(experts, range(experts.num_experts), routed, out)
+    add_experts(experts, range(experts.num_experts), routed, out, tile)
     return out
+
+
+def apply_copied_experts(
+    experts: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Return the weighted sum of each row's experts, [rows, D], which have layers of their own.
+
+    Where a kernel multiplies with all experts at once, the host does not learn which were chosen.
+    Arguments: see `apply_experts`.
+    """
+    if not _is_grouped(experts):
+        return apply_experts(experts, hidden, top_k_index, top_k_weights, tile=TILE)
+    blocks = group_places(top_k_index, experts.num_experts)
+    if experts.has_gate:
+        inner = apply_gate(experts, _multiply_blocks(experts, "gate_up_proj", hidden, blocks))
+    else:
+        inner = experts.act_fn(_multiply_blocks(experts, "up_proj", hidden, blocks))
+    results = _multiply_blocks(experts, "down_proj", inner, blocks)
+    weighted = results.view(*top_k_index.shape, -1) * top_k_weights[..., None]
+    return weighted.sum(1).to(hidden.dtype)
 
 
 def add_experts(
@@ -76,7 +104,7 @@ def add_experts(
             out[part] += (result * weight).to(out.dtype)
 
 
-def apply_moe(moe: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def apply_moe(moe: Any, hidden: Tensor, *, is_padded: bool = True) -> tuple[Tensor, Tensor]:
     """Return what a mixture of experts of Llama 4 returns: rows [R, D] and router logits [R, E].
 
     Its own code runs each row through each expert, with an input of zeros where the expert is not
@@ -85,19 +113,29 @@ def apply_moe(moe: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         moe: the module, whose experts get rows that are multiplied with their scores.
         hidden: [..., D]; R is the number of its rows.
+        is_padded: whether each product of an expert has exactly `TILE` rows.
     """
     hidden = hidden.reshape(-1, moe.hidden_dim)
     scores, logits = moe.router(hidden)
     out = moe.shared_expert(hidden)
+    if _is_grouped(moe.experts):
+        index = logits.topk(moe.top_k, dim=-1).indices
+        rows = (hidden[:, None] * scores.gather(-1, index)[..., None]).flatten(0, 1)
+        blocks = group_places(index, moe.num_experts)
+        gate, up = _multiply_blocks(moe.experts, "gate_up_proj", rows, blocks).chunk(2, dim=-1)
+        inner = up * moe.experts.act_fn(gate)
+        results = _multiply_blocks(moe.experts, "down_proj", inner, blocks)
+        return out + results.view(*index.shape, -1).sum(1), logits
     chosen: dict[int, list[int]] = defaultdict(list)  # the rows of each expert
     for row, expert in scores.nonzero().tolist():
         chosen[expert].append(row)
     for expert in sorted(chosen):
         for part in torch.split(torch.tensor(chosen[expert], device=out.device), TILE):
             x = hidden[part] * scores[part, expert, None]
-            x = F.pad(x, (0, 0, 0, TILE - len(x)))
-            gate, up = (x @ moe.experts.gate_up_proj[expert]).chunk(2, dim=-1)
-            result = (up * moe.experts.act_fn(gate)) @ moe.experts.down_proj[expert]
+            x = F.pad(x, (0, 0, 0, TILE - len(x) if is_padded else 0))
+            gate, up = _multiply(moe.experts, "gate_up_proj", expert, x).chunk(2, dim=-1)
+            inner = up * moe.experts.act_fn(gate)
+            result = _multiply(moe.experts, "down_proj", expert, inner)
             out[part] += result[: len(part)]
     return out, logits
 
@@ -146,6 +184,13 @@ class DeferredExperts(nn.Module):
         return torch.zeros_like(hidden)
 
 
+def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
+    """Replace the experts at `path` in a layer by `DeferredExperts`, and return these."""
+    experts = DeferredExperts(layer.get_submodule(path))
+    layer.set_submodule(path, experts)
+    return experts
+
+
 def _apply_expert(experts: Any, expert: int, x: Tensor) -> Tensor:
     if experts.has_gate:
         inner = apply_gate(experts, _multiply(experts, "gate_up_proj", expert, x))
@@ -164,9 +209,26 @@ def apply_gate(experts: Any, gate_up: Tensor) -> Tensor:
     return apply_in_blocks(experts._apply_gate, gate_up, inputs=2)
 
 
+def _is_grouped(experts: Any) -> bool:
+    """Return whether one kernel multiplies with a fused weight of all experts."""
+    names = [name for name in ("gate_up_proj", "up_proj", "down_proj") if hasattr(experts, name)]
+    found = [getattr(experts, name) for name in names]
+    return all(isinstance(own, ExpertLayers) and own.is_grouped for own in found)
+
+
+def _multiply_blocks(experts: Any, name: str, rows: Tensor, blocks: ExpertBlocks) -> Tensor:
+    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    layers: ExpertLayers = getattr(experts, name)
+    return layers.multiply(rows, bias, blocks)
+
+
 def _multiply(experts: Any, name: str, expert: int, x: Tensor) -> Tensor:
     weight = getattr(experts, name)[expert]
-    y = x @ weight if experts.is_transposed else F.linear(x, weight)
+    y: Tensor
+    if isinstance(weight, nn.Module):
+        y = weight(x)
+    else:
+        y = x @ weight if experts.is_transposed else F.linear(x, weight)
     if experts.has_bias:
         y = y + getattr(experts, f"{name}_bias")[expert]
     return y

@@ -25,7 +25,7 @@ from engine.library_call import find_key, library_call
 from engine.model.attention import ATTENTION, LayerRule, attend
 from engine.model.binder import bind, without_weights
 from engine.model.elementwise import apply_in_blocks
-from engine.model.experts import EXPERTS, DeferredExperts, apply_experts, apply_moe
+from engine.model.experts import EXPERTS, apply_copied_experts, apply_experts, apply_moe
 from engine.model.latent import find_latent
 from engine.model.recurrent import replace_functions
 from engine.model.rope import LengthGroupedRotary, query_factors
@@ -77,7 +77,9 @@ def build_on_meta(config: Any, dtype: torch.dtype, *, strict: bool) -> Any:
     untyped: list[Any] = [*model.modules()]
     for module in untyped:
         if type(module).__name__ == "Llama4TextMoe":  # it multiplies each row with each expert
-            module.forward = partial(apply_moe, module)
+            module.forward = partial(apply_moe, module, is_padded=strict)
+            # What the library says of the experts of other families.
+            module.experts.is_transposed, module.experts.has_bias = True, False
     if strict:
         model.config._experts_implementation = EXPERTS
         for activation in find_activations(model):
@@ -311,11 +313,14 @@ def replace_modules(model: Any, layers: Sequence[nn.Module], original_length: in
     model.set_submodule(path, _PassThrough(decoder))
 
 
-def defer_experts(layer: nn.Module, path: str) -> DeferredExperts:
-    """Replace the experts at `path` in a layer by `DeferredExperts`, and return these."""
-    experts = DeferredExperts(layer.get_submodule(path))
-    layer.set_submodule(path, experts)
-    return experts
+def replace_expert_weights(layer: nn.Module, weights: Mapping[str, nn.ModuleList]) -> None:
+    """Replace fused weights [E, ...] in a layer, given by their paths, by one module an expert."""
+    for name, layers in weights.items():
+        path, _, own = name.rpartition(".")
+        experts: Any = layer.get_submodule(path)
+        delattr(experts, own)
+        experts.add_module(own, layers)
+        experts.forward = partial(apply_copied_experts, experts)
 
 
 def attention_modules(part: nn.Module) -> list[Any]:

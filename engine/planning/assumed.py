@@ -12,6 +12,7 @@ from engine.weights.coding.units import CELL_BITS, EXPONENT_BITS
 LINK_GBPS = 25.0  # from pinned RAM to a card, PCIe 4.0 x16
 DISK_GBPS = 3.0  # direct reads from an NVMe disk
 LAUNCH_SECONDS = 2e-5  # of a layer's kernels in a draft step
+ROUTING_SECONDS = 6e-5  # of some thirty small kernels that give rows to experts, beside those
 DEVICE_RUNTIME = 600 << 20  # bytes of CUDA's context and its libraries
 STREAM_WORKSPACE = 32 << 20  # bytes that cuBLAS keeps for each stream on a newer card
 HOST_RUNTIME = 900 << 20  # bytes of the engine process on a CUDA machine, without weights
@@ -69,9 +70,7 @@ def complete_times(machine: Machine, demand: Demand, plan: Plan) -> Machine:
     if passes.expect(1) is None:
         passes = pass_times(demand, machine.device_speed)
     if draft.expect(1) is None or not demand.is_self_drafted:
-        # A draft that is made of the target's own layers reads the units that it shares too.
-        shared = plan.resident_bytes if demand.shares_resident else 0
-        draft = draft_times(plan.draft_bytes + shared, len(demand.layers), machine.device_speed)
+        draft = draft_times(demand, plan, machine.device_speed)
     assumed = 1 / (machine.device_speed.expanding_gbps * 1e9)
     expanding = {suffix: machine.expanding.get(suffix, assumed) for suffix in demand.expansions}
     return replace(machine, passes=passes, draft=draft, expanding=expanding)
@@ -94,26 +93,41 @@ def pass_times(demand: Demand, speed: DeviceSpeed) -> StepTimes:
     """Return the assumed times of a pass by rows.
 
     Each tile of rows reads all weights once and multiplies with them; the slower of both counts.
+    Of a mixture of experts, only those that were chosen count.
     """
     read = demand.dense_bytes / (speed.gbps * 1e9)
-    flops = 2 * TILE * demand.active_share * demand.dense_bytes / demand.item_bytes
+    flops = 2 * TILE * demand.dense_bytes / demand.item_bytes
     tile = max(read, flops / (speed.tflops * 1e12))
+    share = demand.experts.share if demand.experts is not None else 0.0
     times = StepTimes()
-    rows = TILE
+    rows = TILE if demand.experts is None else 1
     while rows <= LARGEST_PASS:
-        times.observe(rows, tile * rows / TILE)
+        times.observe(rows, tile * demand.products(rows, share))
         rows *= 2
     return times
 
 
-def draft_times(draft_bytes: int, num_layers: int, speed: DeviceSpeed) -> StepTimes:
+def draft_times(demand: Demand, plan: Plan, speed: DeviceSpeed) -> StepTimes:
     """Return the assumed times of one draft step by rows.
 
     Up to a tile of rows, a step takes the time to read the draft's weights and launch its kernels.
+    Of experts it reads those that its rows choose.
     """
-    seconds = draft_bytes / (speed.gbps * 1e9) + num_layers * LAUNCH_SECONDS
+    # A draft that is made of the target's own layers reads the units that it shares too.
+    copied = demand.experts.units if demand.experts is not None else frozenset()
+    shared = sum(
+        nbytes
+        for unit, (tier, nbytes) in enumerate(zip(plan.tiers, demand.unit_bytes, strict=True))
+        if tier == "resident" and unit not in copied and demand.shares_resident
+    )
+    nbytes = plan.draft_bytes + shared
+    share = demand.draft.expert_bytes / nbytes if nbytes else 0.0
+    mixed = sum(not copied.isdisjoint(layer.units) for layer in demand.layers)
+    launches = len(demand.layers) * LAUNCH_SECONDS + mixed * ROUTING_SECONDS
     times = StepTimes()
-    times.observe(1, seconds)
-    times.observe(TILE, seconds)
-    times.observe(2 * TILE, 2 * seconds)
+    rows = 1
+    while rows <= 2 * TILE:
+        read = nbytes * demand.products(rows, share) / (speed.gbps * 1e9)
+        times.observe(rows, read + -(-rows // TILE) * launches)
+        rows *= 2
     return times

@@ -1,7 +1,8 @@
 """A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,25 @@ from engine.model.library import build_of_folder, token_tables
 from engine.model.ordered import is_ordered_on
 from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
-from engine.planning.footprint import Demand
+from engine.planning.footprint import Demand, Experts
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
-from engine.weights.experts import EXPERTS_LAST, chosen_experts, has_experts
+from engine.weights.expert_weights import find_experts
+from engine.weights.experts import EXPERTS_LAST, chosen_experts
 from engine.weights.family import kv_shape, read_config, text_config
 from engine.weights.formats.joined import knows_order
-from engine.weights.formats.linear import best_kernel, matrix_shapes, supports
+from engine.weights.formats.linear import (
+    best_kernel,
+    matrix_shapes,
+    supports,
+    without_experts,
+)
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
-from engine.weights.layout import Field, UnitLayout, join_layouts
+from engine.weights.layout import Field, join_layouts
 from engine.weights.mapping import check_published_form
-from engine.weights.outline import Outline, UnreadUnits
+from engine.weights.outline import Outline, UnreadUnits, decoder_layers
 from engine.weights.packing import dense_bytes, expanded_by_packing
 from engine.weights.precision import computed_dtype
 from engine.weights.shards import has_weights
@@ -64,6 +71,7 @@ class Blueprint:
         self.model = build_of_folder(folder, self.whole_config, self.dtype, strict=self.strict)
         check_decoder(self.whole_config, folder)
         self.recurrent = recurrent_shapes(self.model)
+        self.experts = find_experts(decoder_layers(self.model))
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
@@ -147,7 +155,7 @@ class Blueprint:
             embedding_bytes=embedding,
             dense_bytes=sum(dense_bytes(unit, self.dtype) for unit in outline.layouts),
             expansions=self.expansions if packed else {},
-            active_share=active_share(config, outline.layouts),
+            experts=self._mixtures(outline),
             state_bytes=sum(s.state_bytes(self.dtype) for s in self.recurrent.values())
             + needs.state_bytes,
             stash_bytes=needs.scratch_rows
@@ -160,6 +168,23 @@ class Blueprint:
             is_ordered=self.strict and self._is_ordered(),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
             is_latent=shape.is_latent,
+        )
+
+    def _mixtures(self, outline: Outline) -> Experts | None:
+        """Return the sizes of mixtures of experts; None if no layer is one."""
+        if not self.experts.count:
+            return None
+        chosen = chosen_experts(self.config)[1] or self.experts.count
+        sizes = [dense_bytes(unit, self.dtype) for unit in outline.layouts]
+        others = [without_experts(unit, self.experts).nbytes for unit in outline.layouts]
+        of_experts = [whole - rest for whole, rest in zip(sizes, others, strict=True)]
+        units = (layer.units for layer in outline.layers)
+        mixed = (own for own in units if any(of_experts[unit] for unit in own))
+        return Experts(
+            chosen=min(chosen, self.experts.count),
+            count=self.experts.count,
+            share=sum(of_experts) / sum(sizes),
+            units=frozenset(chain.from_iterable(mixed)),
         )
 
     def _coded_bytes(self, outline: Outline, needs: DraftNeeds) -> list[int]:
@@ -244,14 +269,3 @@ def _has_caps_or_sinks(model: nn.Module, config: Any) -> bool:
     names = (name for name, _ in model.named_parameters())
     is_capped = getattr(config, "attn_logit_softcapping", None) is not None
     return is_capped or any(name.endswith(".sinks") for name in names)
-
-
-def active_share(config: Any, units: Sequence[UnitLayout]) -> float:
-    """Return the share of the weights that one token uses.
-
-    For a mixture of experts it is the share of the experts, which are nearly all of the weights.
-    """
-    if not has_experts(config, units):
-        return 1.0
-    experts: int = getattr(config, "num_local_experts", None) or config.num_experts
-    return (chosen_experts(config)[1] or experts) / experts

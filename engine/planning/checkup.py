@@ -18,8 +18,8 @@ from engine import __version__
 from engine.cache_files import cache_root, check_cache
 from engine.errors import ModelError
 from engine.planning.footprint import size_text
+from engine.planning.link_probe import copy_gbps
 from engine.planning.machine import free_ram
-from engine.planning.probe import copy_gbps
 from engine.streaming.device import Device, choose_device
 from engine.streaming.pinned import HostBuffer
 

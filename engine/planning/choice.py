@@ -206,6 +206,8 @@ def _needs(facts: MethodFacts, spec: ModelSpec, blueprint: Blueprint, packed: bo
         layouts=outline.layouts,
         layers=outline.layers,
         device=blueprint.torch_device,
+        experts=blueprint.experts,
+        stored=blueprint.outlines[True].layouts,
     )
     return facts.needs(context)
 

@@ -33,6 +33,31 @@ DRAFT_STREAMS = 2  # that draft models compute on: beside a pass, and while grap
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The mixtures of experts of a model, whose layers are taken to be alike.
+
+    Rows are taken to choose experts independently of each other.
+    """
+
+    chosen: int  # by a row in each layer
+    count: int  # in a layer
+    share: float  # of the model's dense weights, that of experts
+    units: frozenset[int]  # of layers with experts
+
+    def expected(self, rows: int) -> float:
+        """Return how many experts of a layer are chosen by at least one of some rows."""
+        return self.count * (1 - (1 - self.chosen / self.count) ** rows)
+
+    def used_share(self, rows: int) -> float:
+        """Return the products of experts with a tile of rows, as a share of the number of experts.
+
+        Each expert multiplies the rows that chose it, which are not whole tiles.
+        """
+        chosen = self.expected(rows)
+        return max(chosen, chosen / 2 + rows * self.chosen / TILE) / self.count
+
+
+@dataclass(frozen=True)
 class Demand:
     """The sizes of a model and its draft, in bytes where not stated otherwise."""
 
@@ -55,7 +80,7 @@ class Demand:
     tile: int = TILE  # rows that run through a layer at a time
     embedding_bytes: int = 0  # in the page cache, as far as its rows are used
     dense_bytes: int = 0  # of all units after packed weights are expanded
-    active_share: float = 1.0  # of the weights that one token uses
+    experts: Experts | None = None  # None: no layer is a mixture of experts
     # Dense bytes that a pass expands, by the packing's suffix; none if nothing travels packed.
     expansions: Mapping[str, int] = field(default_factory=dict)
     state_bytes: int = 0  # of recurrent layers after one sequence of tokens, the draft's included
@@ -74,6 +99,19 @@ class Demand:
     def link_bytes(self) -> Sequence[int]:
         """Return the bytes of each unit as it travels, and as it is kept in RAM and on disk."""
         return self.coded_bytes or self.unit_bytes
+
+    def products(self, rows: int, share: float) -> float:
+        """Return the products with a tile of rows that some rows take, for each of the weights.
+
+        All rows are multiplied with all weights but those of experts, in tiles.
+
+        Args:
+            share: that of experts in the weights.
+        """
+        tiles = -(-rows // TILE)
+        if self.experts is None:
+            return tiles
+        return (1 - share) * tiles + share * self.experts.used_share(rows)
 
     def travelling_bytes(self, units: Iterable[int]) -> int:
         """Return the bytes of units as they travel."""
@@ -101,7 +139,8 @@ class Demand:
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""
         spared = sum(self._spared_bytes(unit) for unit in resident)
-        if self._has_draft_head and len(resident) == len(self.unit_bytes):
+        is_mixture = self.experts is not None
+        if self._has_draft_head and not is_mixture and len(resident) == len(self.unit_bytes):
             spared += self.draft.substitute_bytes[-1]  # the draft is the target itself
         return self.draft.weight_bytes - spared
 
@@ -111,6 +150,8 @@ class Demand:
 
     def _spared_bytes(self, unit: int) -> int:
         """Return the bytes of the low-bit copy that is not needed if this unit is resident."""
+        if self.experts is not None and unit in self.experts.units:
+            return 0
         is_own = self._has_draft_head and unit == len(self.unit_bytes) - 1
         return self.draft.substitute_bytes[unit] if self.shares_resident and not is_own else 0
 
@@ -125,7 +166,8 @@ class Demand:
     def shares_resident(self) -> bool:
         """Return True if the draft uses the target's resident units in place of low-bit copies.
 
-        Units that are packed and expanded during a pass cannot be shared.
+        Layers with experts have copies all the same. Units that are packed and expanded during a
+        pass cannot be shared.
         """
         return self.is_self_drafted and not self.expanded_bytes
 
@@ -203,7 +245,7 @@ def activation_bytes(
     if has_own_memory and demand.state_bytes:
         attention += MAX_STATE_BYTES
     if rows := demand.draft.step_rows:
-        attention += _fused_bytes(demand, rows, length, longest)
+        attention += _fused_bytes(demand, rows, length, longest) + _expert_bytes(demand, rows)
         attention += 2 * _FLOAT32 * demand.drafted_rows * demand.node_values
     return (
         _hidden_bytes(demand, max_rows)
@@ -224,7 +266,8 @@ def graph_bytes(demand: Demand, num_slots: int) -> int:
     buckets = all_buckets(num_slots)
     logits = sum(ROW_COUNTS) * demand.vocab_size * demand.item_bytes
     inputs = sum(_graph_input_bytes(demand, bucket) for bucket in buckets)
-    return len(buckets) * GRAPH_BYTES + inputs + logits + _graph_step_bytes(demand, buckets[0])
+    kernels = GRAPH_BYTES if demand.experts is None else 2 * GRAPH_BYTES
+    return len(buckets) * kernels + inputs + logits + _graph_step_bytes(demand, buckets[0])
 
 
 def _graph_input_bytes(demand: Demand, bucket: Bucket) -> int:
@@ -240,7 +283,15 @@ def _graph_step_bytes(demand: Demand, bucket: Bucket) -> int:
     layer = 4 * demand.widest * demand.item_bytes
     logits = demand.vocab_size * (demand.item_bytes + _FLOAT32)
     keys = bucket.kv + bucket.rows
-    return bucket.rows * (states + layer + logits) + _fused_bytes(demand, bucket.rows, keys, keys)
+    step = bucket.rows * (states + layer + logits) + _expert_bytes(demand, bucket.rows)
+    return step + _fused_bytes(demand, bucket.rows, keys, keys)
+
+
+def _expert_bytes(demand: Demand, rows: int) -> int:
+    """Return the bytes of the results of all experts of some rows of a draft step in a layer."""
+    if demand.experts is None:
+        return 0
+    return 4 * rows * demand.experts.chosen * demand.widest * demand.item_bytes
 
 
 def _hidden_bytes(demand: Demand, max_rows: int) -> int:

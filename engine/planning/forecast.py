@@ -5,9 +5,10 @@ tokens a pass emits, W the bytes that travel and B the link's bandwidth. The com
 that of expanding weights that travel packed, and that of decoding those that travel coded
 (twice on a CPU).
 Where the ring holds less than a layer ahead of the one that computes, it also includes the part of
-W / B that computing cannot hide. Times are measured or assumed, and how often the target agrees
-with a draft is assumed. A forecast is made to compare plans; `understudy plan` lists its
-assumptions.
+W / B that computing cannot hide. All experts of a mixture travel in each pass, but only those that
+rows choose are computed, so the compute time grows with the rows. Times are measured or assumed,
+and how often the target agrees with a draft is assumed. A forecast is made to compare plans;
+`understudy plan` lists its assumptions.
 """
 
 from collections.abc import Iterator
@@ -80,7 +81,13 @@ def make_forecast(
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
     decode = decode_seconds(plan, demand, machine)
     cost = GPU_DECODING_COST if machine.memory.has_own_memory else CPU_DECODING_COST
-    busy = _Busy(link, expand + cost * decode, exposed_seconds(plan, demand, machine), demand.tile)
+    busy = _Busy(
+        link,
+        expand + cost * decode,
+        exposed_seconds(plan, demand, machine),
+        demand.tile,
+        is_mixture=demand.experts is not None,
+    )
     users = min(users, plan.max_sequences)
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
     shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
@@ -154,10 +161,11 @@ class _Busy:
     expand: float  # in which weights are expanded or decoded
     exposed: float  # of the link, while no other layer computes
     tile: int  # rows that run through a layer at a time
+    is_mixture: bool = False  # whether rows within a tile multiply with more experts
 
     def seconds(self, machine: Machine, rows: int) -> float:
         """Return the seconds of a pass; rows are computed in tiles."""
-        padded = ceil(rows / TILE) * TILE
+        padded = rows if self.is_mixture else ceil(rows / TILE) * TILE
         compute = machine.passes.expect(padded) or 0.0
         # A layer's first tile runs while the rest of the layer arrives.
         first = machine.passes.expect(min(padded, self.tile)) or 0.0

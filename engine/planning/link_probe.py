@@ -1,4 +1,4 @@
-"""Measurements of reading weights from a disk, and of decoding coded ones."""
+"""Measurements of reading weights from a disk or from RAM, and of decoding coded ones."""
 
 import logging
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from engine.planning.blueprint import Blueprint
 from engine.planning.probe import fastest
 from engine.streaming.device import Device
 from engine.streaming.disk import UnitFile, read_gbps
+from engine.streaming.pinned import HostBuffer
 from engine.weights.coding import cells, coded, exponents
 from engine.weights.formats.joined import weight_copy
 from engine.weights.formats.linear import linear, store, stored_tensors
@@ -23,6 +24,7 @@ LEAST_CODED_BYTES = 64 << 20  # of a model whose weights may be coded: measuring
 LEAST_FILE_BYTES = 64 << 20  # of a file by which a disk is measured
 SHAPE = (1024, 2048)  # of the weight that is decoded
 DEVICE_SHAPE = (8192, 4096)  # on a GPU, in whose cache it must not stay
+COPIED_BYTES = 128 << 20
 
 
 def disk_gbps(blueprint: Blueprint) -> float | None:
@@ -81,3 +83,16 @@ def decoding_gbps(blueprint: Blueprint, device: Device) -> Mapping[bool, float]:
                 return {}
             found[has_copy] = weight.nbytes / fastest(run, device) / 1e9
     return found
+
+
+def copy_gbps(device: Device) -> float:
+    """Return the speed of one large copy from RAM to the device, in 1e9 bytes a second.
+
+    The RAM is pinned if the system allows it.
+    """
+    buffer = HostBuffer(COPIED_BYTES)
+    buffer.pin(device.pin)
+    copied = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
+    seconds = fastest(lambda: copied.copy_(buffer.memory, non_blocking=True), device)
+    buffer.unpin()
+    return COPIED_BYTES / seconds / 1e9

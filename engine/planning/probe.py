@@ -2,13 +2,14 @@
 
 Only the first layer and the head are timed, because layers are alike: a pass takes the time of a
 layer for each of them, and the head's. Of models with recurrent layers, one of each kind is timed.
+The tokens of a pass differ from each other, so that they choose different experts of a mixture.
 """
 
 import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.drafting.method import DraftNeeds
+from engine.drafting.model.substitutes import linear_paths
 from engine.kv.page_pool import PAGE, PagePool
 from engine.kv.page_table import PageTable
 from engine.library_call import library_call
@@ -34,10 +36,11 @@ from engine.planning.machine import name_shortage
 from engine.recurrent.states import SequenceState, StatePool
 from engine.spec import TILE
 from engine.streaming.device import Device
-from engine.streaming.pinned import HostBuffer, allocate_pages
+from engine.streaming.pinned import allocate_pages
 from engine.streaming.ring import OnWait
 from engine.timing import StepTimes, time_runs
 from engine.weights.config_place import config_place
+from engine.weights.expert_weights import ExpertWeights, find_experts
 from engine.weights.family import attention_layers, kv_shape, make_config, text_config
 from engine.weights.formats.joined import sibling_paths
 from engine.weights.formats.linear import Kernel, best_kernel, linear, stored_tensors
@@ -49,10 +52,11 @@ from engine.weights.stored_format import Packing, Shape, packings
 LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
 LARGEST_TRIAL = 896 << 20  # bytes of a layer, the head, and what passes over them take
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
+# Of mixtures of experts also these, because more rows multiply with more experts.
+EXPERT_ROWS = (1, 4, 16, *ROWS)
 CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
 RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
-COPIED_BYTES = 128 << 20
 PROBE_WEIGHTS = 16 << 20  # weights that are expanded, or in products; more are timed by a slice
 DEVICE_PROBE_WEIGHTS = 128 << 20  # of a product on a GPU, which fewer would not keep busy
 CACHED_BYTES = 128 << 20  # more than a GPU's second-level cache holds
@@ -106,7 +110,7 @@ def _measure(blueprint: Blueprint, device: Device) -> MeasuredPass:
         states = _new_state(model, blueprint.dtype, device)
         decoder = Decoder(
             model,
-            _ConstantWeights(outline, device),
+            _ConstantWeights(outline, device, find_experts(decoder_layers(model))),
             _other_tensors(model, outline),
             device=device.torch_device,
             strict=blueprint.strict,
@@ -170,7 +174,9 @@ def _time_passes(
 
         def run() -> Tensor:
             states.begin_at(context)
-            return decoder.forward([0] * rows, where, batch)
+            return decoder.forward(
+                [row % blueprint.vocab_size for row in range(rows)], where, batch
+            )
 
         return run
 
@@ -185,10 +191,11 @@ def _time_passes(
     context = pages * PAGE - ROWS[0]
     attention = fastest(forward(ROWS[0], context), device) - short if context else 0.0
     times.observe(ROWS[0], layers * short + of_head)
-    for rows in ROWS[1:]:
+    for rows in EXPERT_ROWS if blueprint.experts.count else ROWS:
         if rows > pages * PAGE or time.perf_counter() > until:
             break
-        times.observe(rows, layers * fastest(forward(rows), device) + of_head)
+        if rows != ROWS[0]:
+            times.observe(rows, layers * fastest(forward(rows), device) + of_head)
     return MeasuredPass(times, attending * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
 
 
@@ -212,23 +219,29 @@ def choose_threads(step: Callable[[], object], device: Device) -> None:
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:
     """Return the times of a draft step, by rows, of 4-bit copies of the target's layers.
 
-    The products of one layer and of the head are timed as the draft runs them: in its kernel, with
-    layers of the same input joined, and as a graph where the device has graphs.
+    Products are timed as the draft runs them: in its kernel, with layers of the same input joined,
+    and as a graph where the device has graphs. Rows are expected to choose experts at random.
 
     Args:
         width: the rows of a draft step of one sequence.
     """
-    first, *others = decoder_layers(blueprint.model)
-    untyped: Any = blueprint.model
-    layer, head = _joined_shapes(first), _joined_shapes(untyped.get_output_embeddings())
-    products = Counter({shape: count * (1 + len(others)) for shape, count in layer.items()}) + head
-    kernel = best_kernel([*layer], blueprint.spec.draft.group, device.torch_device)
+    layers, untyped = [*decoder_layers(blueprint.model)], blueprint.model
+    shapes = [_joined_shapes(own) for own in (*layers, untyped.get_output_embeddings())]
+    kernel = best_kernel([*shapes[0]], blueprint.spec.draft.group, device.torch_device)
     seconds = dict.fromkeys(sorted({1, width, 8 * width}), 0.0)
+    mixtures = blueprint.demand(DraftNeeds(scratch_rows=0), packed=False).experts
     with torch.inference_mode():
-        for shape, count in products.items():
+        for shape, count in sum(shapes, Counter[tuple[int, int]]()).items():
             product = _Product(shape, count, blueprint, device, kernel)
             for rows in seconds:
                 seconds[rows] += count * product.seconds(rows)
+        for shape, count in _expert_shapes(layers).items():
+            assert mixtures is not None, "layers have experts"
+            product = _Product(shape, count * mixtures.count, blueprint, device, kernel)
+            for rows in seconds:
+                chosen = mixtures.expected(rows)
+                of_each = round(rows * mixtures.chosen / chosen)
+                seconds[rows] += count * chosen * product.seconds(of_each)
     times = StepTimes()
     for rows, total in seconds.items():
         times.observe(rows, total)
@@ -236,14 +249,24 @@ def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTi
 
 
 def _joined_shapes(unit: nn.Module) -> Counter[tuple[int, int]]:
-    """Return how many products of each shape (out, in) a draft runs in a unit."""
-    linears = {path: own for path, own in unit.named_modules() if isinstance(own, nn.Linear)}
-    groups = sibling_paths([*linears])
-    joined = {path for group in groups for path in group}
-    alone = [(path,) for path in linears if path not in joined]
+    """Return how many products of each shape (out, in) a draft runs in a unit, without experts."""
+    paths = linear_paths(unit)
+    linears: dict[str, Any] = {path: unit.get_submodule(path) for path in paths}
+    groups = sibling_paths(paths)
+    alone = [(path,) for path in paths if path not in set(chain.from_iterable(groups))]
     return Counter(
         (sum(linears[path].out_features for path in own), linears[own[0]].in_features)
         for own in [*groups, *alone]
+    )
+
+
+def _expert_shapes(layers: Sequence[nn.Module]) -> Counter[tuple[int, int]]:
+    """Return how many fused weights, by the shape (out, in) of an expert's, layers have."""
+    return Counter(
+        (second, first) if is_turned else (first, second)
+        for layer in layers
+        for name, is_turned in find_experts([layer]).stacks.items()
+        for _, first, second in [layer.get_parameter(name).shape]
     )
 
 
@@ -332,19 +355,6 @@ def _expanding_seconds(
         return fastest(lambda: packing.expand(*packed, out), device) / out.nbytes
 
 
-def copy_gbps(device: Device) -> float:
-    """Return the speed of one large copy from RAM to the device, in 1e9 bytes a second.
-
-    The RAM is pinned if the system allows it.
-    """
-    buffer = HostBuffer(COPIED_BYTES)
-    buffer.pin(device.pin)
-    copied = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device.torch_device)
-    seconds = fastest(lambda: copied.copy_(buffer.memory, non_blocking=True), device)
-    buffer.unpin()
-    return COPIED_BYTES / seconds / 1e9
-
-
 def fastest(step: Callable[[], object], device: Device) -> float:
     """Return the seconds of the fastest of some runs, without the first, which warms up.
 
@@ -362,13 +372,16 @@ def fastest(step: Callable[[], object], device: Device) -> float:
 
 
 class _ConstantWeights:
-    """The weights of a layer and a head on the device, all values equal."""
+    """The weights of a layer and a head on the device: random ones of routers, all others equal."""
 
-    def __init__(self, outline: Outline, device: Device) -> None:
+    def __init__(self, outline: Outline, device: Device, experts: ExpertWeights) -> None:
         self._views = [
             layout.views(allocate_pages(layout.nbytes).fill_(_FILL).to(device.torch_device))
             for layout in outline.layouts
         ]
+        for views in self._views:
+            for name in experts.others & views.keys():
+                views[name].normal_()
 
     def unit(
         self, index: int, on_wait: OnWait | None = None
@@ -378,8 +391,8 @@ class _ConstantWeights:
 
 
 def _other_tensors(model: Any, outline: Outline) -> dict[str, Tensor]:
-    """Return embedding and norms by name; all rows of the embedding share one row of memory."""
+    """Return embedding and norms by name. Rows of the embedding differ, and share memory."""
     return {
-        name: torch.full((1, *shape[1:]), 0.01, dtype=dtype).expand(shape)
+        name: torch.randn(sum(shape)).mul_(0.01).to(dtype).as_strided(shape, (1,) * len(shape))
         for name, (dtype, shape) in outline.other_tensors.items()
     }

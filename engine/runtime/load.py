@@ -50,6 +50,9 @@ from engine.weights.layout import UnitReader, WholeLayers
 log = logging.getLogger(__name__)
 
 FAST_ROWS = 16  # fast numerics: this many rows take as long as one
+# Of mixtures of experts, where each further row may choose other experts. 1 would take some
+# milliseconds of a cycle, in which the number of rows is chosen.
+EXPERT_GRANULARITY = 4
 
 
 @dataclass(frozen=True)
@@ -234,14 +237,15 @@ def _expected_pass_times(
     units = zip(scheme.demand.link_bytes, scheme.plan.tiers, strict=True)
     travelling = [nbytes for nbytes, tier in units if tier != "resident"]
     travels = sum(travelling)
+    is_mixture = scheme.demand.experts is not None
     passes = PassTimes(
-        TILE if files.strict else FAST_ROWS,
+        EXPERT_GRANULARITY if is_mixture else TILE if files.strict else FAST_ROWS,
         ahead=sum(travelling[: scheme.plan.ring_slots]) / travels if travels else 0.0,
         pair_seconds=measured.pair_seconds,
     )
     link_seconds = travels / link_gbps / 1e9 if link_gbps else 0.0
     expand_seconds = scheme.forecast.expand_seconds + scheme.forecast.decode_seconds
-    for rows in probe.ROWS:
+    for rows in probe.EXPERT_ROWS if is_mixture else probe.ROWS:
         seconds = measured.rows.expect(rows)
         if seconds is not None:
             passes.observe(rows, expand_seconds + seconds, link_seconds)
@@ -276,7 +280,7 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     draft = measured_draft(files, files.device) if is_open else StepTimes()
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
-        ram_gbps = probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
+        ram_gbps = link_probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     expanding = probe.expanding_times(files, files.device)
     disk = link_probe.disk_gbps(files) or DISK_GBPS
     decoding = link_probe.decoding_gbps(files, files.device)

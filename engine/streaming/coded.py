@@ -47,7 +47,10 @@ class CodedUnits(UnitReader):
     @property
     def stored_bytes(self) -> int:
         substitutes = [] if self._substitutes is None else self._substitutes.layouts
-        copied = [{field.name for field in layout.fields} for layout in substitutes]
+        copied = [
+            {field.name for field in layout.fields if len(field.shape) == 2}
+            for layout in substitutes
+        ]
 
         def size(index: int) -> int:
             names = copied[self._layers[index]] if copied else set()

@@ -20,7 +20,7 @@ _GATES: dict[Gate | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2}
 ROW_TILES = (16, 32, 64)  # of a program
 OUTPUTS = 64  # of a program: the tile of a warp group's tensor cores on Hopper
 _INPUTS = 128  # of a block, by which a part of a sum is counted
-_ALIGNMENT = 16
+ALIGNMENT = 16
 # Programs that keep all multiprocessors of a large GPU busy: fewer outputs are summed in parts.
 _PROGRAMS = 256
 _LEAST_BLOCKS = 4  # of a part: fewer take less time than starting it
@@ -115,7 +115,7 @@ def _launch(
     outputs, groups = len(pairs), len(scales_and_zeros)
     scales = scales_and_zeros.view(torch.int32)
     assert inputs == 2 * pairs.shape[1] and inputs // groups in GROUPS, (inputs, groups)
-    assert all(own.data_ptr() % _ALIGNMENT == 0 for own in (rows, pairs, scales))
+    assert all(own.data_ptr() % ALIGNMENT == 0 for own in (rows, pairs, scales))
     width = outputs // 2 if gate else outputs
     out = torch.empty(parts, num_rows, width, dtype=dtype, device=rows.device)
     tile = next((size for size in ROW_TILES if num_rows <= size), ROW_TILES[-1])

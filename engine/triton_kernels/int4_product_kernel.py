@@ -35,6 +35,24 @@ def _weights(
 
 
 @helper
+def _load_inputs(
+    rows: tl.tensor, row: tl.tensor, is_row: tl.tensor, block: tl.tensor, inputs: tl.tensor,
+    INPUTS: tl.constexpr, DOT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the first and the second input of each pair of a block, [pairs, rows].
+
+    Args:
+        row, is_row: the numbers of rows, and whether each is read, [rows, 1].
+    """
+    column = block * INPUTS + tl.arange(0, INPUTS)
+    place = row.to(tl.int64)[:, None] * inputs + column[None, :]
+    values = tl.load(rows + place, mask=is_row & (column[None, :] < inputs), other=0.0)
+    values = values.to(tl.bfloat16).to(DOT).reshape(row.shape[0], INPUTS // 2, 2)
+    firsts, seconds = tl.split(values)
+    return tl.trans(firsts), tl.trans(seconds)
+
+
+@helper
 def _add_products(
     sums: tl.tensor, firsts: tl.tensor, seconds: tl.tensor, output: tl.tensor, pair: tl.tensor,
     group: tl.tensor, pairs: tl.tensor, scales: tl.tensor, outputs: tl.tensor, groups: tl.tensor,
@@ -91,12 +109,7 @@ def multiply_int4(
         others = tl.zeros((OUTPUTS, ROWS), tl.float32)
     last = tl.minimum((part + 1) * part_blocks, tl.cdiv(inputs, INPUTS))
     for block in range(part * part_blocks, last):
-        column = block * INPUTS + tl.arange(0, INPUTS)
-        place = row.to(tl.int64)[:, None] * inputs + column[None, :]
-        values = tl.load(rows + place, mask=is_row & (column[None, :] < inputs), other=0.0)
-        values = values.to(tl.bfloat16).to(DOT).reshape(ROWS, INPUTS // 2, 2)
-        firsts, seconds = tl.split(values)
-        firsts, seconds = tl.trans(firsts), tl.trans(seconds)
+        firsts, seconds = _load_inputs(rows, row, is_row, block, inputs, INPUTS, DOT)
         pair = block * (INPUTS // 2) + tl.arange(0, INPUTS // 2)
         group = block * (INPUTS // GROUP) + tl.arange(0, INPUTS // GROUP)
         sums = _add_products(
@@ -122,6 +135,53 @@ def multiply_int4(
     place = out + row_place[:, None] + output[None, :]
     found = tl.trans(sums).to(out.dtype.element_ty)
     tl.store(place, found, mask=is_row & is_output[None, :])
+
+
+@kernel(aligned=("rows", "pairs", "scales", "out"))
+def multiply_int4_of_experts(
+    rows: tl.tensor, pairs: tl.tensor, scales: tl.tensor, bias: tl.tensor, out: tl.tensor,
+    experts: tl.tensor, places: tl.tensor, row_places: tl.tensor, outputs: tl.tensor,
+    groups: tl.tensor, GROUP: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, DOT: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the products of rows with the weights of the experts that they were given to.
+
+    A program multiplies a block of places with one expert.
+
+    Args:
+        rows: [num_rows, groups * GROUP].
+        pairs, scales, bias: those of `multiply_int4`, of all experts after each other.
+        out: [num_places, outputs].
+        experts: int32 [blocks], the expert of each block; -1: the block has no places.
+        places: int32 [blocks, ROWS], the rows of `out` that are written; -1: none.
+        row_places: how many rows of `out` after each other have the same row of `rows`.
+    """
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    block_number = tl.program_id(1)
+    expert = tl.load(experts + block_number).to(tl.int64)
+    if expert >= 0:
+        place = tl.load(places + block_number * ROWS + tl.arange(0, ROWS))
+        is_row = (place >= 0)[:, None]
+        row = place // row_places
+        inputs = groups * GROUP
+        pairs += expert * outputs * (groups * (GROUP // 2))
+        scales += expert * groups * outputs
+        sums = tl.zeros((OUTPUTS, ROWS), tl.float32)
+        for block in range(tl.cdiv(inputs, INPUTS)):
+            firsts, seconds = _load_inputs(rows, row, is_row, block, inputs, INPUTS, DOT)
+            pair = block * (INPUTS // 2) + tl.arange(0, INPUTS // 2)
+            group = block * (INPUTS // GROUP) + tl.arange(0, INPUTS // GROUP)
+            sums = _add_products(
+                sums, firsts, seconds, output, pair, group,
+                pairs, scales, outputs, groups, GROUP, INPUTS, DOT,
+            )  # fmt: skip
+        is_output = output < outputs
+        if HAS_BIAS:
+            added = tl.load(bias + expert * outputs + output, mask=is_output, other=0.0)
+            sums += added.to(tl.float32)[:, None]
+        at = out + place.to(tl.int64)[:, None] * outputs + output[None, :]
+        found = tl.trans(sums).to(out.dtype.element_ty)
+        tl.store(at, found, mask=is_row & is_output[None, :])
 
 
 @kernel(aligned=("parts", "out"))

@@ -4,6 +4,7 @@ A unit (a layer, a part of one, or the head) is one contiguous run of bytes. The
 in RAM, in a device slot, and in a packed file on disk, so a unit is moved by one large copy.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -156,11 +157,21 @@ class WholeLayers(UnitReader):
 
     def read(self, index: int, buffer: Tensor) -> None:
         """Fill `buffer` with a layer, or with the head, unit by unit."""
+        whole, begun = self.layouts[index].views(buffer), Counter[str]()
+        slices = _repeated([self._reader.layouts[unit] for unit in self.units[index]])
         offset = 0
         for unit in self.units[index]:
-            nbytes = self._reader.layouts[unit].nbytes
-            self._reader.read(unit, buffer[offset : offset + nbytes])
-            offset += nbytes
+            layout = self._reader.layouts[unit]
+            if not slices.intersection(field.name for field in layout.fields):
+                self._reader.read(unit, buffer[offset : offset + layout.nbytes])
+                offset += layout.nbytes
+                continue
+            memory = torch.empty(layout.nbytes, dtype=torch.uint8)
+            self._reader.read(unit, memory)
+            for name, part in layout.views(memory).items():
+                first = begun[name]
+                whole[name][first : first + len(part)] = part
+                begun[name] += len(part)
 
 
 def groups_of_units(layers: Sequence[LayerUnits]) -> list[range]:
@@ -175,18 +186,39 @@ def layers_of_units(layers: Sequence[LayerUnits]) -> list[int]:
 
 
 def join_layouts(units: Sequence[UnitLayout], layers: Sequence[LayerUnits]) -> list[UnitLayout]:
-    """Return the layouts of whole layers, whose units follow each other, and of the head."""
+    """Return the layouts of whole layers, and of the head.
+
+    The units of a layer follow each other, but slices of experts, which are joined.
+    """
     return [_join([units[index] for index in own]) for own in groups_of_units(layers)]
 
 
 def _join(units: Sequence[UnitLayout]) -> UnitLayout:
-    """Return the layout of several units, each at its place after the ones before it."""
+    """Return the layout of several units, each at its place after the ones before it.
+
+    Slices of the same tensors come last, as the tensors that they are slices of.
+    """
+    slices = _repeated(units)
+    joined: dict[str, TensorSpec] = {}
     fields: list[Field] = []
     nbytes = 0
     for unit in units:
-        fields += [replace(field, offset=nbytes + field.offset) for field in unit.fields]
-        nbytes += unit.nbytes
-    return UnitLayout(units[0].name, tuple(fields), nbytes)
+        own = [field for field in unit.fields if field.name in slices]
+        for name, dtype, shape in ((field.name, field.dtype, field.shape) for field in own):
+            known = joined[name][1][0] if name in joined else 0
+            joined[name] = dtype, (known + shape[0], *shape[1:])
+        if not own:
+            fields += [replace(field, offset=nbytes + field.offset) for field in unit.fields]
+            nbytes += unit.nbytes
+    last = lay_out(units[0].name, joined)
+    fields += [replace(field, offset=nbytes + field.offset) for field in last.fields]
+    return UnitLayout(units[0].name, tuple(fields), nbytes + last.nbytes)
+
+
+def _repeated(units: Sequence[UnitLayout]) -> set[str]:
+    """Return the names that fields of several units have: those of slices of experts."""
+    names = Counter(field.name for unit in units for field in unit.fields)
+    return {name for name, count in names.items() if count > 1}
 
 
 def lay_out(name: str, tensors: Mapping[str, TensorSpec]) -> UnitLayout:

@@ -254,12 +254,12 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 def linear_weights(module: nn.Module) -> frozenset[str]:
     """Return the names of parameters to quantize: linear weights and fused experts [E, ., .]."""
     linear = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Linear)}
-    return frozenset(linear | _stacked_weights(module))
+    return frozenset(linear | stacked_weights(module))
 
 
 def fused_experts(layer: nn.Module) -> str | None:
     """Return the path of the one module with fused experts [E, ...]; None if there is none."""
-    paths = {name.rpartition(".")[0] for name in _stacked_weights(layer)}
+    paths = {name.rpartition(".")[0] for name in stacked_weights(layer)}
     if len(paths) != 1:
         return None
     (path,) = paths
@@ -267,7 +267,7 @@ def fused_experts(layer: nn.Module) -> str | None:
     return path if len(sizes) == 1 else None
 
 
-def _stacked_weights(module: nn.Module) -> set[str]:
+def stacked_weights(module: nn.Module) -> set[str]:
     """Return the names of parameters [E, ., .], but not those of convolutions [C, 1, taps]."""
     filters = {f"{path}.weight" for path, m in module.named_modules() if isinstance(m, nn.Conv1d)}
     stacked = {name for name, parameter in module.named_parameters() if parameter.dim() == 3}

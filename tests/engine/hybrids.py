@@ -100,7 +100,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     },
     "olmo_hybrid": _DELTA,
 }
-# Of these, SubSpec has substitutes: no layer is a mixture of experts.
+# Of these, no layer is a mixture of experts.
 DENSE = [
     "qwen3_5_text",
     "lfm2",

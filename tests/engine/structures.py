@@ -58,7 +58,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 STRUCTURES = tuple(_CHANGES)
-MIXTURES = frozenset({"llama4_text", "mimo_v2_flash"})
 
 
 def structure_config(kind: str) -> Any:

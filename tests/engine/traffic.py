@@ -20,8 +20,7 @@ from engine.sequences.sequence import TokenSequence
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
-from tests.engine.hybrids import DENSE, HYBRIDS
-from tests.engine.latents import MIXTURES
+from tests.engine.hybrids import HYBRIDS
 from tests.engine.models import (
     VOCAB,
     Answer,
@@ -64,11 +63,9 @@ class Scene:
 
 def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
     family = chance.choice(families)
-    is_mixture = family == "gpt_oss" or family in MIXTURES
-    drafters = [name for name in DRAFTERS if name != "subspec" or not is_mixture]
+    drafters = DRAFTERS
     if family in HYBRIDS:
-        models = ["subspec", "subspec", "subspec"] if family in DENSE else []
-        models += ["specexec", "specexec", "merged", "other"]
+        models = [*["subspec"] * 3, "specexec", "specexec", "merged", "other"]
         drafters = [*models, "noise", "ngram", "guesses", "guesses", "guesses"]
     return Scene(
         family=family,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from engine.drafting.model.fused.modules import FusedLayer
 from engine.drafting.model.fused.operations import NormRule, TorchOperations
 from engine.drafting.model.fused.triton_operations import TritonOperations
-from engine.triton_kernels import draft_attention, int4_product
+from engine.triton_kernels import draft_attention, expert_product, int4_product
 from tests.engine import int4_codes
 from tests.engine.kernel_nodes import padded_step
 from tests.engine.models import SUBSPEC, checkpoint, draft_model, load
@@ -78,6 +78,39 @@ def test_sums_and_norms(width: int) -> None:
     found = TritonOperations().add_norm(rows, update, norm)
     assert torch.equal(rows, own)
     assert (found.float() - want.float()).norm() < 0.01 * want.float().norm()
+
+
+@pytest.mark.parametrize("rows", [1, 6, 64])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1536, 2048), (2048, 768)])
+def test_products_of_experts(rows: int, outputs: int, inputs: int) -> None:
+    index = torch.rand(rows, 32, device=CUDA).topk(8).indices
+    codes = [
+        int4_codes.quantize(torch.randn(outputs, inputs, device=CUDA) * inputs**-0.5, 32)
+        for _ in range(32)
+    ]
+    values = torch.randn(rows, inputs, device=CUDA).bfloat16()
+    found = expert_product.multiply(
+        values,
+        torch.stack([own.pairs for own in codes]),
+        torch.stack([own.scales_and_zeros for own in codes]),
+        None,
+        expert_product.group_places(index, 32),
+    )
+    weights = torch.stack([own.dense() for own in codes])
+    want = torch.einsum("ri,rkoi->rko", values.float(), weights[index]).flatten(0, 1)
+    assert (found.float() - want).norm() < 0.01 * want.norm()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_steps_of_mixtures_of_experts_are_graphs(family: str) -> None:
+    folder = checkpoint(family, torch.bfloat16)
+    model = draft_model(load(folder, replace(SUBSPEC, calibrate=False), device="cuda:0"))
+    step = padded_step(model, rows=4)
+    step._inputs[0].normal_()
+    plain = step.run().clone()
+    assert model.graphs is not None and model.graphs._graphs
+    assert torch.equal(model.graphs._capture(step.run)(), plain)
 
 
 @torch.inference_mode()

@@ -1,8 +1,16 @@
 """SubSpec: low-bit copies of the target's own layers draft the tree (arXiv 2509.18344)."""
 
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
 from engine.drafting.method import BuildDraft, DraftContext, DraftNeeds, MethodFacts, PlanContext
 from engine.drafting.tree import Bounds
 from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from engine.weights.expert_weights import ExpertWeights
 
 MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 
@@ -10,25 +18,32 @@ MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 def needs(context: PlanContext) -> DraftNeeds:
     """Return the memory that the copies take.
 
-    Raises `ModelError` for mixtures of experts, and for a device without a 4-bit product.
+    Raises `ModelError` for experts that cannot be copied or whose copies would be of no use, and
+    for a device without a 4-bit product.
 
     Making a copy needs host memory for a while: the dense unit and three times a quarter of it, for
-    the copy as it is written, as it is copied and as it is packed; and the unit as it is stored, if
-    that is packed.
+    the copy as it is written, as it is copied and as it is packed; the unit as it is stored, if
+    that is packed; and a slice of experts, if the unit is made of such.
     """
-    from engine.weights.experts import has_experts
-    from engine.weights.formats.linear import best_kernel, matrix_shapes, substitute_bytes
+    from engine.weights.expert_weights import ExpertWeights
+    from engine.weights.formats.linear import (
+        best_kernel,
+        matrix_shapes,
+        substitute_bytes,
+        without_experts,
+    )
     from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
     from engine.weights.layout import join_layouts
     from engine.weights.packing import dense_bytes
 
-    if has_experts(context.config, context.layouts):
+    group, device, experts = context.draft.group, context.device, context.experts
+    experts = experts or ExpertWeights()
+    if experts.unknown:
         raise ModelError(
-            f"draft.method: subspec has no substitutes for mixtures of experts "
-            f"({context.config.model_type!r}). Use specexec with a small model of the same "
-            "vocabulary, or ngram."
+            f"draft.method: subspec has no copies of experts as {context.config.model_type!r} has "
+            f"them ({', '.join(sorted(experts.unknown))}), which are computed by code of its own. "
+            "Use specexec with a small model of the same vocabulary, or ngram."
         )
-    group, device = context.draft.group, context.device
     layers = join_layouts(context.layouts, context.layers)  # copies are made of whole layers
     kernel = best_kernel(matrix_shapes(layers[0]), group, device)
     if device is not None and kernel == "int4" and not has_fast_bfloat16(device):
@@ -37,9 +52,16 @@ def needs(context: PlanContext) -> DraftNeeds:
             "newer. Install the package bitsandbytes, whose nf4 runs there, or use specexec or "
             "ngram."
         )
-    copies = [substitute_bytes(unit, group, device, kernel) for unit in context.layouts]
+    copies = [substitute_bytes(unit, group, device, kernel, experts) for unit in context.layouts]
+    others = [without_experts(unit, experts) for unit in context.layouts]
+    of_experts = sum(copies) - sum(
+        substitute_bytes(unit, group, device, kernel, experts) for unit in others
+    )
+    _check_stored(context, experts, of_experts)
     sizes = [(layer.nbytes, dense_bytes(layer, context.dtype)) for layer in layers]
     largest = max(dense * 7 // 4 + (own if own < dense else 0) for own, dense in sizes)
+    if any(layer.slices for layer in context.layers):
+        largest += max(unit.nbytes for unit in context.layouts)
     return DraftNeeds(
         scratch_rows=context.bounds.budget,
         draft_rows=context.bounds.draft_rows,
@@ -47,6 +69,7 @@ def needs(context: PlanContext) -> DraftNeeds:
         weight_bytes=sum(copies),
         making_bytes=largest + MAKING_TEMPORARIES,
         substitute_bytes=copies,
+        expert_bytes=of_experts,
     )
 
 
@@ -68,3 +91,26 @@ def prepare(context: DraftContext) -> BuildDraft:
     from engine.drafting.model.self_draft import SelfDraft
 
     return SelfDraft(context).build
+
+
+def _check_stored(context: PlanContext, experts: ExpertWeights, of_experts: int) -> None:
+    """Raise `ModelError` if experts are stored in as few bytes as their copies would take.
+
+    A device that has room for such copies has nearly room for the experts themselves.
+    """
+    from engine.weights.packing import dense_tensors
+
+    weights = packed = 0
+    for unit in context.stored:
+        dense = dense_tensors(unit, context.dtype).items()
+        weights += sum(prod(shape) for name, (_, shape) in dense if name in experts.stacks)
+        plain = {field.name for field in unit.fields}
+        suffixed = tuple(f"{name}." for name in experts.stacks if name not in plain)
+        packed += sum(own.nbytes for own in unit.fields if own.name.startswith(suffixed))
+    if packed and of_experts >= packed:
+        raise ModelError(
+            f"draft.method: subspec is of no use for {context.config.model_type!r} as it is "
+            f"stored: its experts have {8 * packed / weights:.3g} bits a weight, and their copies "
+            f"would have {8 * of_experts / weights:.3g}. Use ngram or recycling, or specexec with "
+            "a small model of the same vocabulary."
+        )

@@ -8,10 +8,13 @@ as good for this as that of the target (measured), and no weight has to travel f
 Only written tokens count: a draft never computes the start of a chat, because it reads those keys
 and values from the target's cache. All of them count alike: each row is divided by its root mean
 square, so that a few tokens with large inputs do not decide.
+
+Of the rows, an expert of a mixture gets those that are routed to it. They may be few, so the mean
+over all experts of the layer counts beside them; an expert without any row has that mean.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Event
 from typing import Any
 
@@ -25,18 +28,21 @@ from engine.messages import ReportProgress
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
+from engine.weights.formats.linear import ExpertLayers
 from engine.weights.layout import UnitLayout, UnitReader, lay_out
 
 IMPORTANCE_VERSION = 2  # raised when importance is measured differently
 NUM_TEXTS = 4  # written together: a step of so few rows takes hardly longer than one of one row
 TEXT_TOKENS = 96  # written in each
+EXPERT_ROWS = 8  # rows of an expert for which the mean over all experts counts
 LONGEST_START = 128  # tokens of a chat's start that are used, the last ones
 _SEED = 0
 _TINY = 1e-30  # a mean square of a row below this one counts as this one
 _INFINITE = "the 4-bit copies compute infinite numbers"
 
-Linears = Sequence[Mapping[str, nn.Module]]  # the layers of each unit, by their weights' names
-Measured = Sequence[Mapping[str, Tensor]]  # the importance [in] of each of them
+# The layers of each unit, by their weights' names. Those of experts are together in one.
+Linears = Sequence[Mapping[str, nn.Module]]
+Measured = Sequence[Mapping[str, Tensor]]  # the importance [in] or [E, in] of each of them
 
 
 def describe_importance() -> str:
@@ -61,17 +67,26 @@ class ImportanceUnits(UnitReader):
         """Fill `buffer` with unit `index`. One thread may call this."""
         if self._measured is None:
             self._measured = self._measure()
+        measured = self._measured[index]
         for name, view in self.layouts[index].views(buffer).items():
-            view.copy_(self._measured[index][name])
+            if name in measured:
+                view.copy_(measured[name])
+            else:
+                view.zero_()  # of a fused weight without 4-bit copies
 
 
-def importance_layouts(units: Sequence[UnitLayout], linears: Linears) -> list[UnitLayout]:
-    """Return the layouts of the importance of each unit's linear weights, [in] float32."""
-    layouts: list[UnitLayout] = []
-    for unit, own in zip(units, linears, strict=True):
-        widths: dict[str, Any] = {name: layer.in_features for name, layer in own.items()}
-        layouts.append(lay_out(unit.name, {n: (torch.float32, (w,)) for n, w in widths.items()}))
-    return layouts
+def importance_layouts(
+    units: Sequence[UnitLayout], shapes: Sequence[Mapping[str, tuple[int, ...]]]
+) -> list[UnitLayout]:
+    """Return the layouts, in float32, of the importance of each unit's weights.
+
+    Args:
+        shapes: by the names of the weights, [in] or, of the fused weights of experts, [E, in].
+    """
+    return [
+        lay_out(unit.name, {name: (torch.float32, shape) for name, shape in own.items()})
+        for unit, own in zip(units, shapes, strict=True)
+    ]
 
 
 def measure_importance(
@@ -87,13 +102,13 @@ def measure_importance(
 
     Args:
         cache: nothing else uses it meanwhile; it is left empty.
-        linears: layers of the decoder, by unit and name.
+        linears: layers of the decoder, by unit and name; those of all experts together.
         start: the tokens with which every text begins.
 
     Raises `ModelError` if the cache is too small or the model computes infinite numbers.
     """
     squares = _write_texts(decoder, cache, linears, start[-LONGEST_START:], progress)
-    means = [{name: square.mean().cpu() for name, square in own.items()} for own in squares]
+    means = [{name: _importance(parts).cpu() for name, parts in own.items()} for own in squares]
     if not all(mean.isfinite().all() for own in means for mean in own.values()):
         raise ModelError(_INFINITE)
     return means
@@ -106,34 +121,50 @@ class _MeanSquare:
     """
 
     def __init__(self) -> None:
-        self._total: Tensor = torch.zeros(())
-        self._rows = 0
+        self.total: Tensor = torch.zeros(())
+        self.rows = 0
 
     def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         squares = arguments[0].flatten(0, -2).float().square()
         squares /= squares.mean(-1, keepdim=True).clamp(min=_TINY)
-        self._total = squares.sum(0) + self._total.to(squares.device)
-        self._rows += len(squares)
+        self.total = squares.sum(0) + self.total.to(squares.device)
+        self.rows += len(squares)
 
-    def mean(self) -> Tensor:
-        """Return the mean square [in]."""
-        return self._total / max(self._rows, 1)
+
+def _importance(squares: _MeanSquare | Sequence[_MeanSquare]) -> Tensor:
+    """Return the mean square [in] of a layer's inputs, or those [E, in] of all experts."""
+    if isinstance(squares, _MeanSquare):
+        return squares.total / max(squares.rows, 1)
+    device = max(squares, key=lambda own: own.rows).total.device
+    whole = sum((own.total.to(device) for own in squares), torch.zeros((), device=device))
+    shared = whole / max(sum(own.rows for own in squares), 1) * EXPERT_ROWS
+    means = [(own.total.to(device) + shared) / (own.rows + EXPERT_ROWS) for own in squares]
+    return torch.stack(means)
 
 
 @contextmanager
-def _mean_squares(linears: Linears) -> Iterator[list[dict[str, _MeanSquare]]]:
+def _mean_squares(
+    linears: Linears,
+) -> Iterator[list[dict[str, _MeanSquare | list[_MeanSquare]]]]:
     """Measure the inputs of layers within the block; yield their mean squares, by unit and name."""
-    squares = [{name: _MeanSquare() for name in own} for own in linears]
-    hooks = [
-        layer.register_forward_pre_hook(squares[unit][name])
-        for unit, own in enumerate(linears)
-        for name, layer in own.items()
-    ]
-    try:
+    squares: list[dict[str, _MeanSquare | list[_MeanSquare]]] = []
+    with ExitStack() as stack:
+
+        def measure(layer: nn.Module) -> _MeanSquare:
+            square = _MeanSquare()
+            stack.callback(layer.register_forward_pre_hook(square).remove)
+            return square
+
+        for own in linears:
+            found: dict[str, _MeanSquare | list[_MeanSquare]] = {}
+            for name, layer in own.items():
+                if isinstance(layer, ExpertLayers):
+                    stack.enter_context(layer.apart())
+                    found[name] = [*map(measure, layer)]
+                else:
+                    found[name] = measure(layer)
+            squares.append(found)
         yield squares
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _write_texts(
@@ -142,7 +173,7 @@ def _write_texts(
     linears: Linears,
     start: Sequence[int],
     progress: ReportProgress,
-) -> list[dict[str, _MeanSquare]]:
+) -> list[dict[str, _MeanSquare | list[_MeanSquare]]]:
     """Let the decoder write texts together, each after `start`, at temperature 1.
 
     Return the mean squares of the inputs of `linears` over the written tokens. Raises `ModelError`

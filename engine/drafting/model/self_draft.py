@@ -1,7 +1,9 @@
 """Low-bit copies of the target's own layers as the draft, on the target's KV cache.
 
 Every streamed layer has a 4-bit substitute on the device; target and draft share resident layers.
-The draft reads the exact KV of the verified prefix and writes its own into scratch slots.
+A layer with a mixture of experts has a substitute even if it is resident: the target may keep its
+experts in several units, and a GPU's draft multiplies with all of them in one kernel. The draft
+reads the exact KV of the verified prefix and writes its own into scratch slots.
 
 At a model's first start the substitutes are made twice. The first ones write some text, from which
 the importance of the input channels is measured (`importance.py`); the second ones, which are kept
@@ -51,7 +53,9 @@ from engine.recurrent.nodes import NodeMemory
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import open_or_pack
 from engine.text.chat_start import start_tokens
+from engine.weights.expert_weights import find_experts
 from engine.weights.formats.linear import (
+    ExpertLayers,
     Kernel,
     best_kernel,
     is_read_faster,
@@ -82,7 +86,7 @@ class SelfDraft:
         ]
         parts = _Parts(context, target, shared)
         copies = None
-        if len(shared) == len(layers):
+        if parts.is_shared:
             decoder, _ = parts.decoder(None)
         else:
             decoder, copies = parts.substituted_decoder()
@@ -111,10 +115,18 @@ class _Parts:
         self._context = context
         self._target = target
         self._modules = _modules(self._model())  # for their shapes: they get no weights
-        self._shared = shared
-        if len(shared) < len(self._modules) and self._has_own_head():
-            self._shared = [index for index in shared if index != len(self._modules) - 1]
+        self._experts = find_experts(self._modules)
+        self._shared = [
+            index for index in shared if not find_experts([self._modules[index]]).stacks
+        ]
+        if len(self._shared) < len(self._modules) and self._has_own_head():
+            self._shared = [index for index in self._shared if index != len(self._modules) - 1]
         self._paths = [linear_paths(module) for module in self._modules]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the draft consists of the target's own units alone."""
+        return len(self._shared) == len(self._modules)
 
     def decoder(self, substitutes: UnitReader | None) -> tuple[Decoder, list[nn.Module]]:
         """Return a decoder of the shared units and, for all others, of `substitutes`.
@@ -182,7 +194,7 @@ class _Parts:
         context = self._context
         if not context.spec.draft.calibrate:
             return None
-        layouts = importance_layouts(self._target.reader.layouts, self._linears(self._modules))
+        layouts = importance_layouts(self._target.reader.layouts, self._inputs())
         try:
             return open_or_pack(
                 ImportanceUnits(layouts, lambda: self._measure(kernel)),
@@ -220,14 +232,36 @@ class _Parts:
             device=self._context.device.torch_device,
             dtype=self._context.dtype,
             importance=importance,
+            experts=self._experts,
         )
 
+    def _inputs(self) -> list[dict[str, tuple[int, ...]]]:
+        """Return the shapes of the importance of units' weights: [in], or [E, in] of experts."""
+        found: list[dict[str, tuple[int, ...]]] = []
+        for module, paths in zip(self._modules, self._paths, strict=True):
+            linears: list[Any] = [module.get_submodule(path) for path in paths]
+            names = map(weight_name, paths)
+            own: dict[str, tuple[int, ...]] = {
+                name: (layer.in_features,) for name, layer in zip(names, linears, strict=True)
+            }
+            for name, is_turned in find_experts([module]).stacks.items():
+                count, *sizes = module.get_parameter(name).shape
+                own[name] = count, sizes[0 if is_turned else 1]
+            found.append(own)
+        return found
+
     def _linears(self, modules: Sequence[nn.Module]) -> list[dict[str, nn.Module]]:
-        """Return the linear layers of units, or their substitutes, by their weights' names."""
-        return [
-            {weight_name(path): module.get_submodule(path) for path in paths}
-            for module, paths in zip(modules, self._paths, strict=True)
-        ]
+        """Return the substitutes of units' linear layers and experts, by their weights' names.
+
+        Fused weights that have none are left out.
+        """
+        found: list[dict[str, nn.Module]] = []
+        for module, paths, inputs in zip(modules, self._paths, self._inputs(), strict=True):
+            own = {weight_name(path): module.get_submodule(path) for path in paths}
+            experts = {name: _attribute(module, name) for name in inputs.keys() - own.keys()}
+            own |= {n: layers for n, layers in experts.items() if isinstance(layers, ExpertLayers)}
+            found.append(own)
+        return found
 
     def _model(self) -> Any:
         """Return the draft's model without weights."""
@@ -262,6 +296,11 @@ def _nodes(target: LoadedTarget) -> NodeMemory | None:
         return None
     shapes = {number: memory.shape for number, memory in states.layers.items()}
     return NodeMemory(shapes, target.num_nodes, states.dtype, states.device)
+
+
+def _attribute(module: nn.Module, path: str) -> object:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def _modules(model: Any) -> list[nn.Module]:

@@ -14,11 +14,20 @@ from torch import Tensor, nn
 from engine.malloc import give_back_freed
 from engine.model.binder import bind
 from engine.model.latent import latent_projections
+from engine.model.library import replace_expert_weights
 from engine.streaming.packed import PackedUnits
 from engine.weights.coding.cells import Substitute
+from engine.weights.expert_weights import ExpertWeights, find_experts
 from engine.weights.formats import int4
 from engine.weights.formats.joined import Part, join, sibling_paths, weight_copy
-from engine.weights.formats.linear import Kernel, linear, store, stored_tensors
+from engine.weights.formats.linear import (
+    ExpertLayers,
+    Kernel,
+    expert_layers,
+    linear,
+    store,
+    stored_tensors,
+)
 from engine.weights.formats.nf4 import BLOCK, Nf4Linear
 from engine.weights.layout import TensorSpec, UnitLayout, UnitReader, lay_out
 from engine.weights.packing import dense_layout, dense_tensors, expand
@@ -27,10 +36,10 @@ FORM_VERSION = 3  # of what `store` writes; raised when a weight is quantized di
 
 
 class SubstituteUnits(UnitReader):
-    """A reader of the target's units that quantizes their linear weights.
+    """A reader of the target's units that quantizes their linear weights, and those of experts.
 
-    Biases, norms and weights that `kernel` does not support on `device` are kept as they are. It
-    works in host memory, because no device memory is planned for it.
+    Biases, norms, routers and weights that `kernel` does not support on `device` are kept as they
+    are. It works in host memory, because no device memory is planned for it.
 
     Args:
         units: the target's units.
@@ -40,7 +49,9 @@ class SubstituteUnits(UnitReader):
         device: where they will compute.
         dtype: the type to which packed weights of the target are expanded.
         importance: of the input channels, one unit for each of `units`, with a tensor [in] for each
-            linear weight that has its name; scales are fitted by it. None: by the weights alone.
+            linear weight that has its name, and [E, in] for a fused weight of experts; scales are
+            fitted by it. None: by the weights alone.
+        experts: the fused weights of experts.
     """
 
     def __init__(
@@ -53,17 +64,22 @@ class SubstituteUnits(UnitReader):
         device: torch.device,
         dtype: torch.dtype,
         importance: UnitReader | None = None,
+        experts: ExpertWeights | None = None,
     ) -> None:
         self._units = units
         self._importance = importance
         self._dtype = dtype
+        self._turned = (experts or ExpertWeights()).stacks
         layouts: list[UnitLayout] = []
         for layout, paths in zip(units.layouts, linears, strict=True):
-            weights = set(map(weight_name, paths))
+            weights = {*map(weight_name, paths), *self._turned}
             tensors: dict[str, TensorSpec] = {}
             for name, spec in dense_tensors(layout, dtype).items():
                 if name in weights:
-                    tensors |= stored_tensors(name, spec, group, device, kernel)
+                    is_turned = self._turned.get(name, False)
+                    tensors |= stored_tensors(
+                        name, spec, group, device, kernel, is_turned=is_turned
+                    )
                 else:
                     tensors[name] = spec
             layouts.append(lay_out(layout.name, tensors))
@@ -77,7 +93,11 @@ class SubstituteUnits(UnitReader):
         self._units.read(index, own)
         fields, importance = self.layouts[index].views(buffer), self._importance_of(index)
         for name, tensor in expand(layout.views(own), dense.views(expanded)).items():
-            store(tensor, name, fields, importance.get(name))
+            stored = {
+                f: view for f, view in fields.items() if f == name or f.startswith(f"{name}.")
+            }
+            is_turned = self._turned.get(name, False)
+            store(tensor, name, stored, importance.get(name), is_turned=is_turned)
 
     def _importance_of(self, index: int) -> Mapping[str, Tensor]:
         """Return the importance of the channels of a unit's linear weights, empty without one."""
@@ -106,12 +126,17 @@ class WeightCopies:
 def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, dict[str, Substitute]] | None:
     """Return the 4-bit copies in the modules of layers, by the names of the weights.
 
-    Return None if one of them is kept in an order that no decoder knows.
+    Those of experts are left out: their weights are coded without them. Return None if one of the
+    others is kept in an order that no decoder knows.
     """
     found: dict[int, dict[str, Substitute]] = {}
     for layer, module in modules.items():
         found[layer] = {}
+        experts = [own for own in module.modules() if isinstance(own, ExpertLayers)]
+        of_experts = {part for own in experts for part in own.modules()}
         for path, part in module.named_modules():
+            if part in of_experts:
+                continue
             is_copy = isinstance(part, int4.Int4Linear | Nf4Linear | Part)
             product = part.joined.product if isinstance(part, Part) else part
             is_copy &= not isinstance(product, nn.Linear)  # a weight that has no 4-bit form
@@ -143,13 +168,13 @@ def describe_form(kernel: Kernel, group: int, device_kind: str, *, is_fitted: bo
 def linear_paths(module: nn.Module) -> list[str]:
     """Return the paths of the linear layers in a unit's module; [""] if it is linear itself.
 
-    Those whose weight latent attention multiplies with other tensors are left out.
+    Those whose weight latent attention multiplies with other tensors are left out, and routers.
     """
-    others = latent_projections(module)
+    others, routers = latent_projections(module), find_experts([module]).others
     return [
         path
         for path, part in module.named_modules()
-        if isinstance(part, nn.Linear) and part not in others
+        if isinstance(part, nn.Linear) and part not in others and weight_name(path) not in routers
     ]
 
 
@@ -163,7 +188,8 @@ def substitute_unit(
 ) -> nn.Module:
     """Return the substitute of a unit on `device`: `module` with its linear layers replaced.
 
-    Layers with the same input share one product.
+    Layers with the same input share one product. Experts have a layer each in place of a fused
+    weight.
 
     `fields` are the tensors of a unit of `SubstituteUnits`. They are copied, so their buffer may be
     used again.
@@ -177,7 +203,10 @@ def substitute_unit(
         if not path:
             return replacement
         module.set_submodule(path, replacement)
-    taken = tuple(f"{path}." for path in paths)
+    experts = {name: expert_layers(fields, name, device) for name in find_experts([module]).stacks}
+    copied = {name: layers for name, layers in experts.items() if layers is not None}
+    replace_expert_weights(module, copied)
+    taken = tuple(f"{path}." for path in (*paths, *copied))
     rest = {n: t.to(device, copy=True) for n, t in fields.items() if not n.startswith(taken)}
     bind(module, rest)
     return module

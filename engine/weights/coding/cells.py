@@ -136,9 +136,9 @@ class Substitute:
 
 
 def find_substitute(fields: Mapping[str, Tensor], name: str) -> Substitute | None:
-    """Return the 4-bit copy of the weight `name` among the fields of a substitute; None if none."""
+    """Return the 4-bit copy of the matrix `name` among the fields of a substitute; None if none."""
     for codes, scales in ((int4.PACKED, int4.SCALES), (nf4.PACKED, nf4.ABSMAX)):
-        if name + codes in fields:
+        if name + codes in fields and fields[name + codes].dim() == 2:
             return Substitute(fields[name + codes], fields[name + scales])
     return None
 

@@ -1,16 +1,21 @@
 """4-bit linear layers that a draft uses in place of the target's dense ones (SubSpec).
 
-If the kernel does not support the shape of a layer, the layer stays dense.
+If the kernel does not support the shape of a layer, the layer stays dense. The fused weights of
+experts become a linear layer for each expert.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from engine.triton_kernels import expert_product
+from engine.triton_kernels.expert_product import ExpertBlocks
+from engine.weights.expert_weights import ExpertWeights
 from engine.weights.formats import int4, nf4
-from engine.weights.layout import TensorSpec, UnitLayout
+from engine.weights.layout import TensorSpec, UnitLayout, lay_out
 from engine.weights.packing import dense_tensors
 
 Kernel = Literal["int4", "nf4"]
@@ -22,34 +27,56 @@ def stored_tensors(
     group: int,
     device: torch.device | None,
     kernel: Kernel,
+    *,
+    is_turned: bool = False,
 ) -> dict[str, TensorSpec]:
-    """Return the tensors that store the substitute of the linear weight `name`.
+    """Return the tensors that store the substitute of the weight `name`, [out, in] or [E, out, in].
 
     They are 4-bit, or `spec` itself if `kernel` does not support the shape on `device`.
 
     Args:
         device: None stands for a CUDA card that this machine may not have, of a recent kind.
+        is_turned: whether inputs come before outputs in the shape.
     """
     _, shape = spec
-    out_features, in_features = shape
+    *experts, out_features, in_features = shape
+    if is_turned:
+        out_features, in_features = in_features, out_features
     if not supports(in_features, out_features, group, device, kernel):
         return {name: spec}
+    matrix = (out_features, in_features)
     if kernel == "nf4":
-        return nf4.packed_tensors(name, shape)
-    return int4.packed_tensors(name, shape, group)
+        packed = nf4.packed_tensors(name, matrix)
+    else:
+        packed = int4.packed_tensors(name, matrix, group)
+    return {field: (dtype, (*experts, *size)) for field, (dtype, size) in packed.items()}
 
 
 def store(
-    tensor: Tensor, name: str, fields: Mapping[str, Tensor], importance: Tensor | None = None
+    tensor: Tensor,
+    name: str,
+    fields: Mapping[str, Tensor],
+    importance: Tensor | None = None,
+    *,
+    is_turned: bool = False,
 ) -> None:
     """Fill the fields that store the tensor `name`. Equal arguments give equal bytes.
 
     Args:
-        importance: the mean square of each input channel [in], by which the scales of a quantized
-            weight are fitted; None: they are chosen by the weight alone.
+        fields: those of `stored_tensors`.
+        importance: the mean square of each input channel, [in] or [E, in], by which the scales of a
+            quantized weight are fitted; None: they are chosen by the weight alone.
+        is_turned: whether the tensor is [in, out] or [E, in, out].
     """
     if name in fields:
         fields[name].copy_(tensor)
+    elif tensor.dim() > 2:
+        for expert, matrix in enumerate(tensor):
+            own = {field: view[expert] for field, view in fields.items()}
+            weights = None if importance is None else importance[expert]
+            store(matrix, name, own, weights, is_turned=is_turned)
+    elif is_turned:
+        store(tensor.T.contiguous(), name, fields, importance)
     elif name + nf4.PACKED in fields:
         packed, absmax = fields[name + nf4.PACKED], fields[name + nf4.ABSMAX]
         nf4.quantize(tensor, packed, absmax, importance)
@@ -70,6 +97,66 @@ def linear(fields: Mapping[str, Tensor], path: str, device: torch.device) -> nn.
         for name, tensor in fields.items()
         if name == f"{prefix}bias" or name == weight or name.startswith(f"{weight}.")
     }
+    return _layer_of(own)
+
+
+class ExpertLayers(nn.ModuleList):
+    """The linear layers of the experts of a mixture, in their order, in place of a fused weight.
+
+    Where a kernel of ours multiplies with all of them at once, they are views of one weight.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], fields: Mapping[str, Tensor]) -> None:
+        """Take a layer for each expert, and the fields of all of them together."""
+        super().__init__(layers)
+        self._is_apart = False
+        first = self[0]
+        self._fields = dict(fields)
+        if not isinstance(first, int4.Int4Linear) or not first.is_in_row_order:
+            self._fields.clear()  # a kernel keeps the weights in an order of its own
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether one kernel may multiply with the weights of all experts."""
+        return bool(self._fields) and not self._is_apart
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Let each expert's layer be called within the block, for example to see its inputs."""
+        self._is_apart = True
+        try:
+            yield
+        finally:
+            self._is_apart = False
+
+    def multiply(self, rows: Tensor, bias: Tensor | None, blocks: ExpertBlocks) -> Tensor:
+        """Return the product [places, out] for rows [rows, in] or [places, in].
+
+        Args:
+            bias: [experts, out]; None if there is none.
+        """
+        pairs, scales = (self._fields[f"weight{own}"] for own in (int4.PACKED, int4.SCALES))
+        return expert_product.multiply(rows, pairs, scales, bias, blocks)
+
+
+def expert_layers(
+    fields: Mapping[str, Tensor], name: str, device: torch.device
+) -> ExpertLayers | None:
+    """Return the layers of the fused weight `name` of a unit, copied to `device`.
+
+    Return None if the weight is stored dense.
+    """
+    if name in fields:
+        return None
+    suffixes = [field.removeprefix(name) for field in fields if field.startswith(f"{name}.")]
+    own = {f"weight{suffix}": fields[name + suffix].to(device, copy=True) for suffix in suffixes}
+    experts = zip(*own.values(), strict=True)
+    layers = (_layer_of(dict(zip(own, parts, strict=True))) for parts in experts)
+    return ExpertLayers(layers, own)
+
+
+def _layer_of(own: Mapping[str, Tensor]) -> nn.Module:
+    """Return the layer with these fields on its device, which are not copied."""
     bias = own.get("bias")
     if "weight" in own:
         rows, columns = own["weight"].shape
@@ -136,20 +223,33 @@ def matrix_shapes(layout: UnitLayout) -> list[tuple[int, int]]:
 
 
 def substitute_bytes(
-    layout: UnitLayout, group: int, device: torch.device | None, kernel: Kernel
+    layout: UnitLayout,
+    group: int,
+    device: torch.device | None,
+    kernel: Kernel,
+    experts: ExpertWeights | None = None,
 ) -> int:
     """Return the bytes that a unit's substitute takes on the device with this kernel.
 
-    Matrices become 4-bit if the kernel supports their shape; the rest of the unit is not changed.
-    The substitute of a packed unit is made from its dense form.
+    Matrices become 4-bit if the kernel supports their shape, and so do the fused weights in
+    `experts`; the rest of the unit is not changed. The substitute of a packed unit is made from its
+    dense form.
     """
+    known = experts or ExpertWeights()
     total = 0
-    for spec in dense_tensors(layout, torch.bfloat16).values():
-        form = {"": spec}
-        if _is_matrix(*spec):
-            form = stored_tensors("", spec, group, device, kernel)
+    for name, spec in dense_tensors(layout, torch.bfloat16).items():
+        form = {name: spec}
+        if name in known.stacks or (_is_matrix(*spec) and name not in known.others):
+            is_turned = known.stacks.get(name, False)
+            form = stored_tensors(name, spec, group, device, kernel, is_turned=is_turned)
         total += _nbytes(form)
     return total
+
+
+def without_experts(layout: UnitLayout, experts: ExpertWeights) -> UnitLayout:
+    """Return the layout of a unit without its fused weights of experts."""
+    dense = dense_tensors(layout, torch.bfloat16).items()
+    return lay_out(layout.name, {n: spec for n, spec in dense if n not in experts.stacks})
 
 
 def _is_matrix(dtype: torch.dtype, shape: tuple[int, ...]) -> bool:

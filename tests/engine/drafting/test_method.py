@@ -22,6 +22,7 @@ from server.config import files
 from tests.engine.models import (
     PLAIN,
     SUBSPEC,
+    add_tokenizer,
     alone,
     checkpoint,
     exact,
@@ -31,6 +32,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.engine.weights.formats.test_linear import mxfp4_checkpoint
 from tests.examples import added, example_in, write_files
 
 ROOT = Path(__file__).parents[3]
@@ -133,14 +135,16 @@ def test_the_example_is_checked_and_planned_like_other_methods(
 
 
 def test_auto_considers_the_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    mixture = model_spec(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram"))
+    mxfp4_checkpoint(tmp_path / "model")  # of which subspec has no copies
+    add_tokenizer(tmp_path / "model")
+    mixture = model_spec(tmp_path / "model", DraftSpec(), stream=StreamSpec(tier="ram"))
     with adding(tmp_path / "unchanged"), caplog.at_level(logging.DEBUG, "engine.planning.choice"):
         assert candidates() == ["ngram", EXAMPLE, "subspec"]
         assert preview(mixture, CARD).scheme.method == "ngram"
     assert any(message.startswith(f"draft {EXAMPLE}:") for message in caplog.messages)
     with adding(tmp_path / "high agreement", text=with_high_agreement()):
         assert preview(mixture, CARD).scheme.method == EXAMPLE
-        served = load(checkpoint("mixtral"), DraftSpec(), stream=StreamSpec(tier="ram", slots=2))
+        served = load(tmp_path / "model", DraftSpec(), stream=StreamSpec(tier="ram", slots=2))
     assert EXAMPLE in served.info.draft_methods
 
 

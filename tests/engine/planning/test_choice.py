@@ -21,6 +21,7 @@ from engine.planning.plan import Memory
 from engine.planning.preview import WhatIf, preview
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.coded import CODED_STAGING
+from engine.weights.expert_weights import ExpertWeights
 from engine.weights.layout import UnitLayout, whole_layers
 
 AUTO = ModelSpec("m", TargetSpec("m"))
@@ -73,6 +74,7 @@ class Described:
     config: Any = SimpleNamespace()
     dtype, torch_device = torch.bfloat16, None
     recurrent: ClassVar[dict[int, Any]] = {}
+    experts = ExpertWeights()
     outlines: ClassVar[dict[bool, Any]] = {True: outline(PACKED), False: outline(DENSE)}
 
     def __init__(self, expansions: dict[str, int]) -> None:

@@ -21,8 +21,6 @@ from tests.engine.models import (
     run,
 )
 
-DENSE = [family for family in FAMILIES if family not in ("mixtral", "qwen3_moe", "gpt_oss")]
-
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"logprobs": 2},
     "temperature": {"temperature": 1.0, "seed": 11, "logprobs": 0},
@@ -48,14 +46,12 @@ ALIKE = ("qwen2", "qwen3", "mistral", "phi3", "granite", "mixtral", "gemma3")
 def drafts(family: str) -> dict[str, DraftSpec]:
     """Return good drafts, and one whose guesses are random."""
     other = checkpoint("llama", seed=9, layers=1)
-    found = {
+    return {
         "ngram": DraftSpec("ngram"),
         "specexec": DraftSpec("specexec", source=str(checkpoint(family)), **SMALL),
         "adversarial": DraftSpec("specexec", source=str(other), **SMALL),
+        "subspec": SUBSPEC,
     }
-    if family in DENSE:
-        found["subspec"] = SUBSPEC
-    return found
 
 
 def requests() -> list[Any]:

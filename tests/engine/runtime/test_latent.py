@@ -17,7 +17,7 @@ from engine.spec import DraftSpec
 from engine.weights.family import kv_shape
 from tests.engine.books import check_idle
 from tests.engine.checkpoints import tiny_config
-from tests.engine.latents import LATENTS, MIXTURES
+from tests.engine.latents import LATENTS
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -54,12 +54,12 @@ def sampled() -> list[Generate]:
 def drafts(family: str) -> dict[str, DraftSpec]:
     """Return good drafts, and one whose guesses are random."""
     other = checkpoint("llama", seed=9, layers=1)
-    found = {
+    return {
         "ngram": DraftSpec("ngram"),
         "specexec": DraftSpec("specexec", source=str(checkpoint(family)), **SMALL),
         "adversarial": DraftSpec("specexec", source=str(other), **SMALL),
+        "subspec": SUBSPEC,
     }
-    return found if family in MIXTURES else {**found, "subspec": SUBSPEC}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.engine.checkpoints import HIDDEN, INTERMEDIATE
 from tests.engine.models import (
     PLAIN,
     SMALL,
+    SUBSPEC,
     Answers,
     alone,
     checkpoint,
@@ -83,7 +84,8 @@ def test_answers_of_sliced_layers_equal_those_of_whole_ones(
 ) -> None:
     folder = checkpoint(family, dtype)
     want = exact(whole_answers(folder))
-    drafts = [PLAIN, DraftSpec("ngram"), DraftSpec("specexec", source=str(folder), **SMALL)]
+    specexec = DraftSpec("specexec", source=str(folder), **SMALL)
+    drafts = [PLAIN, DraftSpec("ngram"), specexec, SUBSPEC]
     for draft in drafts:
         made = sliced(monkeypatch, folder, draft)
         for attempt in ("cold", "prefix cached"):

@@ -22,7 +22,6 @@ from tests.engine.models import (
     run,
 )
 from tests.engine.structures import (
-    MIXTURES,
     STRUCTURES,
     generated,
     save_structure,
@@ -38,7 +37,7 @@ def test_answers_equal_the_librarys_with_any_draft(kind: str, tmp_path: Path) ->
     folder = save_structure(kind, tmp_path)
     want = {name: generated(folder, tokens, NEW) for name, tokens in PROMPTS.items()}
     specexec = DraftSpec("specexec", source=str(folder), **SMALL)
-    drafts = [PLAIN, specexec] if kind in MIXTURES else [PLAIN, specexec, SUBSPEC]
+    drafts = [PLAIN, specexec, SUBSPEC]
     asked = [request(name, tokens, max_tokens=NEW, logprobs=2) for name, tokens in PROMPTS.items()]
     exact = []
     for draft in drafts:

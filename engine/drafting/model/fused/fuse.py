@@ -262,6 +262,8 @@ class _Fuser:
         activations = [parts.pop(name) for name in _ACTIVATIONS if name in parts]
         if parts.keys() not in _MLP or len(activations) != 1:
             return None
+        if any(isinstance(part, nn.ModuleList) for part in parts.values()):
+            return None  # layers of experts
         inputs = [parts[name] for name in ("gate_proj", "up_proj", "gate_up_proj") if name in parts]
         fused = FusedMlp(self._operations, beside(inputs), parts["down_proj"], activations[0])
         return fused if self._is_same(module, fused) else None
