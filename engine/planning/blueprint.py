@@ -16,7 +16,8 @@ from engine.model.library import build_of_folder, token_tables
 from engine.model.ordered import is_ordered_on
 from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
-from engine.planning.footprint import Demand, Experts
+from engine.planning.experts import Experts
+from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
 from engine.weights.checkpoints import num_layers
 from engine.weights.coding.units import expected_bytes

@@ -15,6 +15,7 @@ from engine.kv.page_pool import PAGE
 from engine.model.blockwise import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
+from engine.planning.experts import Experts
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
@@ -30,31 +31,6 @@ THREADS = 16  # that compute attention at once, each with memory of its own
 _FLOAT32, _FLOAT64 = 4, 8
 _INT64 = 8
 DRAFT_STREAMS = 2  # that draft models compute on: beside a pass, and while graphs are captured
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The mixtures of experts of a model, whose layers are taken to be alike.
-
-    Rows are taken to choose experts independently of each other.
-    """
-
-    chosen: int  # by a row in each layer
-    count: int  # in a layer
-    share: float  # of the model's dense weights, that of experts
-    units: frozenset[int]  # of layers with experts
-
-    def expected(self, rows: int) -> float:
-        """Return how many experts of a layer are chosen by at least one of some rows."""
-        return self.count * (1 - (1 - self.chosen / self.count) ** rows)
-
-    def used_share(self, rows: int) -> float:
-        """Return the products of experts with a tile of rows, as a share of the number of experts.
-
-        Each expert multiplies the rows that chose it, which are not whole tiles.
-        """
-        chosen = self.expected(rows)
-        return max(chosen, chosen / 2 + rows * self.chosen / TILE) / self.count
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from engine.errors import ModelError
 from engine.planning import assumed, probe
 from engine.planning.blueprint import Blueprint
 from engine.planning.choice import _needs
-from engine.planning.footprint import Demand, Experts
+from engine.planning.experts import Experts
+from engine.planning.footprint import Demand
 from engine.planning.plan import Memory, make_plan
 from engine.planning.preview import WhatIf, preview
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
