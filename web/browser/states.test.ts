@@ -169,6 +169,19 @@ test("code is coloured and formulas are set, under the policy of the page", need
   await leave(opened);
 });
 
+test("links open elsewhere, and tables and lists keep what they are given", needsChromium, async () => {
+  const words = "[a](https://x.example)\n\n| n |\n| --: |\n| 1 |\n\n3. three\n";
+  const opened = await scripted([{ steps: [text(words), ...end()] }]);
+  const { page } = opened;
+  await ask(page, "hi");
+  const link = page.getByRole("link", { name: "a", exact: true });
+  assert.equal(await link.getAttribute("target"), "_blank");
+  assert.equal(await link.getAttribute("rel"), "noopener noreferrer nofollow");
+  assert.equal(await page.locator("td").getAttribute("align"), "right");
+  assert.equal(await page.locator(".markdown ol").getAttribute("start"), "3");
+  await leave(opened);
+});
+
 test("sentences are announced whole", needsChromium, async () => {
   const steps: Step[] = [text("This is a sen"), { pause: 1700 }, text("tence. And an"), { pause: 200 }, text("other one.")];
   const opened = await scripted([{ steps: [...steps, ...end()] }]);
