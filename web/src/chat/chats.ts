@@ -103,6 +103,11 @@ export async function exportAll(): Promise<string> {
   return exportChats(await readAll());
 }
 
+export async function exportOne(id: string): Promise<string> {
+  const chat = await readChat(id);
+  return exportChats(chat === null ? [] : [chat]);
+}
+
 /** Keep the chats of a file. Return how many there were; throw an `Error` that says what is wrong. */
 export async function importAll(text: string): Promise<number> {
   const chats = importChats(text);
