@@ -230,6 +230,19 @@ test("a text file that is added is sent with the message, another file is refuse
   await leave(opened);
 });
 
+test("a chat that another tab changes is changed here too", needsChromium, async () => {
+  const opened = await scripted([{ steps: [text("Yes."), ...end()] }]);
+  const { page } = opened;
+  await ask(page, "first");
+  await page.locator(".figures").waitFor();
+  const other = await page.context().newPage();
+  await other.goto(page.url());
+  await ask(other, "second");
+  await page.getByText("second", { exact: true }).waitFor();
+  await page.locator(".figures").nth(1).waitFor();
+  await leave(opened);
+});
+
 test("a setting that is wrong is said before anything is sent", needsChromium, async () => {
   const opened = await scripted([{ steps: [text("Yes."), ...end()] }]);
   const { page } = opened;
