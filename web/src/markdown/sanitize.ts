@@ -7,6 +7,7 @@ const TEXT: Config = {
     ...["p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul", "#text"],
   ],
   ALLOWED_ATTR: ["align", "class", "href", "rel", "start", "target"],
+  ADD_URI_SAFE_ATTR: ["align", "rel", "start", "target"], // their values are no addresses
   ALLOWED_URI_REGEXP: /^(?:https?:\/\/|mailto:)/i,
   ALLOW_ARIA_ATTR: false,
   ALLOW_DATA_ATTR: false,
