@@ -8,9 +8,10 @@ from torch import Tensor
 
 from engine.compiled.compiler import is_available
 from engine.planning.blueprint import Blueprint
-from engine.planning.probe import fastest
+from engine.planning.probe import RUNS
 from engine.streaming.device import Device
 from engine.streaming.disk import UnitFile, read_gbps
+from engine.timing import time_runs
 from engine.weights.coding import cells, coded, exponents
 from engine.weights.formats.joined import weight_copy
 from engine.weights.formats.linear import linear, store, stored_tensors
@@ -63,7 +64,7 @@ def decoding_gbps(blueprint: Blueprint, device: Device) -> Mapping[bool, float]:
         codes[True] = (cells.encode(weight, copy), kept)
     for has_copy, (code, own) in codes.items():
         if code is not None:
-            coded.decode(code, own, out)  # the first call may compile code, which takes seconds
-            seconds = fastest(partial(coded.decode, code, own, out), device)
+            # At the first calls, pages of the code may have to be read from the disk.
+            seconds = min(time_runs(partial(coded.decode, code, own, out), RUNS))
             found[has_copy] = weight.nbytes / seconds / 1e9
     return found
