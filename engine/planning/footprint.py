@@ -18,7 +18,6 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
-from engine.streaming.cpu_link import CODED_STAGING
 from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
@@ -79,10 +78,10 @@ class Demand:
         """Return the bytes of units as they travel."""
         return sum(self.link_bytes[unit] for unit in units)
 
-    def decoding_bytes(self, resident: Set[int]) -> int:
-        """Return the bytes of the buffers from which a CPU decodes the units that are streamed."""
+    def largest_coded(self, resident: Set[int]) -> int:
+        """Return the bytes of the largest coded unit that is streamed."""
         streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
-        return CODED_STAGING * max(streamed, default=0)
+        return max(streamed, default=0)
 
     @property
     def coding_bytes(self) -> int:

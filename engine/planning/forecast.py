@@ -2,7 +2,7 @@
 
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
-that of expanding weights that travel packed, and twice that of decoding those that travel coded.
+that of expanding weights that travel packed, and that of decoding those that travel coded.
 Where the ring holds less than a layer ahead of the one that computes, it also includes the part of
 W / B that computing cannot hide. Times are measured or assumed, and how often the target agrees
 with a draft is assumed. A forecast is made to compare plans; `understudy plan` lists its
@@ -19,9 +19,6 @@ from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
 from engine.spec import TILE, Tier
 
-# What decoding costs, in times of what it takes alone: it runs on the cores that also compute, and
-# both slow each other. On two cores a pass lost 1.6 times, and pass and drafting together 2.2.
-DECODING_COST = 2.0
 PROMPT = 1000  # tokens of the prompt for which the time to the first token is forecast
 ANSWER = 500  # tokens of an answer to it
 USERS = 8  # of the forecast for several users
@@ -76,9 +73,7 @@ def make_forecast(
     """
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
     decode = decode_seconds(plan, demand, machine)
-    busy = _Busy(
-        link, expand + DECODING_COST * decode, exposed_seconds(plan, demand, machine), demand.tile
-    )
+    busy = _Busy(link, expand + decode, exposed_seconds(plan, demand, machine), demand.tile)
     users = min(users, plan.max_sequences)
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
     shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
