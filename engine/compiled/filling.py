@@ -19,6 +19,7 @@ from engine.compiled.storing import KINDS
 Fill = Callable[[int, int, Any, int], None]
 
 _LEAST_VALUES = 1 << 17  # for a thread, which starts in 0.03 ms and expands these in 0.1 ms
+_THREADS = torch.get_num_threads()  # at the start
 _PARTS = 8  # of a matrix for each thread
 _TILE = 16  # rows that are transposed together: 64 at a time took twice as long
 _PIECE_VALUES = 1 << 16  # copied at a time where a tensor has other strides
@@ -67,14 +68,20 @@ def fill_rows(out: Tensor, size: int, fill: Fill, first: int = 0) -> None:
     in_parts(len(rows), columns, work)
 
 
-def in_parts(rows: int, columns: int, work: Callable[[int, int], None]) -> None:
+def in_parts(
+    rows: int, columns: int, work: Callable[[int, int], None], *, is_weight: bool = False
+) -> None:
     """Call `work(start, stop)` for parts of the rows of a matrix, in several threads.
 
     A thread that ends a part takes the next one. So the caller's thread does more of them where the
     others begin late, because other programs use their cores.
+
+    Args:
+        is_weight: whether all threads are used, even if torch has fewer for the products of a small
+            model: coding a weight takes longer than such a product.
     """
     most = rows * columns // _LEAST_VALUES
-    threads = min(torch.get_num_threads(), most, rows)
+    threads = min(max(torch.get_num_threads(), _THREADS if is_weight else 1), most, rows)
     if threads < 2:
         work(0, rows)
         return

@@ -78,10 +78,10 @@ class Demand:
         """Return the bytes of units as they travel."""
         return sum(self.link_bytes[unit] for unit in units)
 
-    def largest_coded(self, resident: Set[int]) -> int:
-        """Return the bytes of the largest coded unit that is streamed."""
+    def largest_coded(self, resident: Set[int]) -> int | None:
+        """Return the bytes of the largest unit that is streamed coded; None if none is."""
         streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
-        return max(streamed, default=0)
+        return max(streamed, default=None)
 
     @property
     def coding_bytes(self) -> int:

@@ -282,8 +282,7 @@ class _Planner:
         return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        is_decoded = self.demand.coded_bytes and not self.memory.has_own_memory
-        coded = self.demand.largest_coded(resident) if is_decoded else None
+        coded = None if self.memory.has_own_memory else self.demand.largest_coded(resident)
         return ring_bytes(self._ring(resident, slots), coded)
 
     def _bytes(self, units: Iterable[int]) -> int:
