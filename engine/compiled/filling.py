@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -89,9 +88,12 @@ def in_parts(
     left = deque(pairwise(rows * part // count for part in range(count + 1)))
 
     def work_on() -> None:
-        with suppress(IndexError):
-            while part := left.popleft():
-                work(*part)
+        while left:
+            try:
+                part = left.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            work(*part)
 
     others = [_pool().submit(work_on) for _ in range(threads - 1)]
     try:
