@@ -45,7 +45,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -126,6 +126,9 @@ bench-memory: $(VENV)/.installed-bench ## compare the peak memory of a 1.5 B mod
 
 bench-hybrids: $(VENV)/.installed-bench ## measure a model with recurrent layers (4 minutes)
 	$(BIN)/python -m benchmarks.report --group hybrids $(ARGS)
+
+bench-coded: $(VENV)/.installed-bench ## compare weights in the lossless code with plain ones (needs root, 40 minutes)
+	$(BIN)/python -m benchmarks.report --group coded $(ARGS)
 
 bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## compare with other engines (needs root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)

@@ -3,6 +3,7 @@
     python -m benchmarks.report                  the main group, 15 minutes (`make bench`)
     python -m benchmarks.report --group memory   peak memory of 1.5 B (`make bench-memory`)
     python -m benchmarks.report --group hybrids  recurrent layers (`make bench-hybrids`)
+    python -m benchmarks.report --group coded    weights in the lossless code (`make bench-coded`)
     python -m benchmarks.report --group peers    other engines (`make bench-peers`)
     python -m benchmarks.report --group hostile  hostile clients (`make bench-hostile`)
     python -m benchmarks.report --group gpu      the records of `make first-gpu-run`
@@ -116,8 +117,8 @@ def render_page(stored: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page as Markdown."""
     parts = [
         "# Benchmarks",
-        "Written by `make bench`, `make bench-memory`, `make bench-hybrids`, `make bench-peers` "
-        "and `make bench-hostile` (`python -m benchmarks.report`) from "
+        "Written by `make bench`, `make bench-memory`, `make bench-hybrids`, `make bench-coded`, "
+        "`make bench-peers` and `make bench-hostile` (`python -m benchmarks.report`) from "
         f"[{STORE}]({STORE}). Each part ran our engine and what it is compared with in turn. "
         "Figures are medians of at least five rounds unless a table says otherwise. W is the "
         "number of bytes of weights that travel in a pass, B the bandwidth of the link, and A the "

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from benchmarks.report_format import Bar, Figures, Table
 
-Group = Literal["bench", "memory", "hybrids", "peers", "gpu", "hostile"]
+Group = Literal["bench", "memory", "hybrids", "coded", "peers", "gpu", "hostile"]
 
 MEMORY_WITHIN = 0.05  # |peak / plan - 1|, at most
 HOST_MS = {4_096: 4.0, 152_064: 20.0}  # vocabulary -> host time of a pass, at most
@@ -108,6 +108,7 @@ PARTS: tuple[Part, ...] = (
         read=read_plan_memory,
     ),
     Part("hybrids", 4, "hybrids"),
+    Part("coded", 40, "coded"),
     Part("expansion", 0.2),
     Part("demo", 1, arguments=("--prompts", "8"), read=read_demo),
     Part("first_gpu_run", 9, "gpu"),

@@ -46,7 +46,7 @@ def measure(substitute: Substitute, weights: Any, sizes: Any, escapes: Any) -> N
     def work(start: int, stop: int) -> None:
         function(*substitute[:3], weights, start, stop, sizes, escapes)
 
-    in_parts(len(weights), weights.shape[1], work)
+    in_parts(len(weights), weights.shape[1], work, is_weight=True)
 
 
 def encode(
@@ -73,7 +73,7 @@ def encode(
         parts = (*substitute[:3], weights, start, stop)
         function(*parts, starts, stream, first_escape, places, values)
 
-    in_parts(len(weights), weights.shape[1], work)
+    in_parts(len(weights), weights.shape[1], work, is_weight=True)
 
 
 def _check(substitute: Substitute) -> None:

@@ -73,7 +73,7 @@ def decode(copy: Copy, first: int, stream: Any, starts: Any, out: Any) -> None:
         own = start * LANES, min(stop * LANES, len(out))
         function(*copy[:6], first, stream, starts, *own, out)
 
-    in_parts(-(-len(out) // LANES), LANES * 2 * out.shape[1], work)
+    in_parts(-(-len(out) // LANES), LANES * 2 * out.shape[1], work, is_weight=True)
 
 
 def _check(copy: Copy, first: int, stream: Any, starts: Any, out: Any) -> None:

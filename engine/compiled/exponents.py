@@ -31,7 +31,7 @@ def decode(exponents: Any, fractions: Any, table: Any, out: Any) -> None:
         own = slice(start, stop)
         _decode(exponents[own], fractions[own], pairs, out[own])
 
-    in_parts(len(out), 2, work)
+    in_parts(len(out), 2, work, is_weight=True)
 
 
 def encode(weights: Any, table: Any, exponents: Any, fractions: Any) -> Any:
@@ -48,7 +48,7 @@ def encode(weights: Any, table: Any, exponents: Any, fractions: Any) -> Any:
         own, both = slice(start, stop), slice(2 * start, 2 * stop)
         _encode(weights[both], numbers, exponents[own], fractions[own], is_escape[both])
 
-    in_parts(len(exponents), 2, work)
+    in_parts(len(exponents), 2, work, is_weight=True)
     return is_escape
 
 

@@ -1,6 +1,7 @@
 """Tensors are filled by compiled code, their rows divided among threads."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -17,6 +18,8 @@ from engine.compiled.storing import KINDS
 Fill = Callable[[int, int, Any, int], None]
 
 _LEAST_VALUES = 1 << 17  # for a thread, which starts in 0.03 ms and expands these in 0.1 ms
+_THREADS = torch.get_num_threads()  # at the start
+_PARTS = 8  # of a matrix for each thread
 _TILE = 16  # rows that are transposed together: 64 at a time took twice as long
 _PIECE_VALUES = 1 << 16  # copied at a time where a tensor has other strides
 
@@ -64,24 +67,43 @@ def fill_rows(out: Tensor, size: int, fill: Fill, first: int = 0) -> None:
     in_parts(len(rows), columns, work)
 
 
-def in_parts(rows: int, columns: int, work: Callable[[int, int], None]) -> None:
-    """Call `work(start, stop)` for parts of the rows of a matrix, each in a thread.
+def in_parts(
+    rows: int, columns: int, work: Callable[[int, int], None], *, is_weight: bool = False
+) -> None:
+    """Call `work(start, stop)` for parts of the rows of a matrix, in several threads.
 
-    The caller's thread takes the first part.
+    A thread that ends a part takes the next one. So the caller's thread does more of them where the
+    others begin late, because other programs use their cores.
+
+    Args:
+        is_weight: whether all threads are used, even if torch has fewer for the products of a small
+            model: coding a weight takes longer than such a product.
     """
     most = rows * columns // _LEAST_VALUES
-    threads = min(torch.get_num_threads(), most, rows)
+    threads = min(max(torch.get_num_threads(), _THREADS if is_weight else 1), most, rows)
     if threads < 2:
         work(0, rows)
         return
-    own, *others = pairwise(rows * part // threads for part in range(threads + 1))
-    running = [_pool().submit(work, *part) for part in others]
+    count = min(_PARTS * threads, most, rows)
+    left = deque(pairwise(rows * part // count for part in range(count + 1)))
+
+    def work_on() -> None:
+        while left:
+            try:
+                part = left.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            work(*part)
+
+    others = [_pool().submit(work_on) for _ in range(threads - 1)]
     try:
-        work(*own)
+        work_on()
     finally:
-        wait(running)  # they write to the caller's memory
-    for part in running:
-        part.result()
+        left.clear()
+        begun = [thread for thread in others if not thread.cancel()]
+        wait(begun)  # they write to the caller's memory
+    for thread in begun:
+        thread.result()
 
 
 def _copy(source: Tensor, out: Tensor) -> None:

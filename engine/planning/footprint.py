@@ -19,7 +19,6 @@ from engine.planning.experts import Experts
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
 from engine.spec import TILE
-from engine.streaming.coded import CODED_STAGING
 from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
@@ -93,10 +92,10 @@ class Demand:
         """Return the bytes of units as they travel."""
         return sum(self.link_bytes[unit] for unit in units)
 
-    def decoding_bytes(self, resident: Set[int]) -> int:
-        """Return the device bytes of the buffers from which streamed units are decoded."""
+    def largest_coded(self, resident: Set[int]) -> int | None:
+        """Return the bytes of the largest unit that is streamed coded; None if none is."""
         streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
-        return CODED_STAGING * max(streamed, default=0)
+        return max(streamed, default=None)
 
     @property
     def coding_bytes(self) -> int:

@@ -2,8 +2,7 @@
 
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
-that of expanding weights that travel packed, and that of decoding those that travel coded
-(twice on a CPU).
+that of expanding weights that travel packed, and that of decoding those that travel coded.
 Where the ring holds less than a layer ahead of the one that computes, it also includes the part of
 W / B that computing cannot hide. All experts of a mixture travel in each pass, but only those that
 rows choose are computed, so the compute time grows with the rows. Times are measured or assumed,
@@ -21,11 +20,6 @@ from engine.planning.footprint import Demand
 from engine.planning.plan import Plan
 from engine.spec import TILE, Tier
 
-# What decoding costs, in times of what it takes alone: it runs on the cores that also compute, and
-# both slow each other. On two cores a pass lost 1.6 times, and pass and drafting together 2.2.
-CPU_DECODING_COST = 2.0
-# A GPU decodes with what also computes, and its memory is shared too, so the times add up.
-GPU_DECODING_COST = 1.0
 PROMPT = 1000  # tokens of the prompt for which the time to the first token is forecast
 ANSWER = 500  # tokens of an answer to it
 USERS = 8  # of the forecast for several users
@@ -80,10 +74,9 @@ def make_forecast(
     """
     link, expand = link_seconds(plan, demand, machine), expand_seconds(demand, machine)
     decode = decode_seconds(plan, demand, machine)
-    cost = GPU_DECODING_COST if machine.memory.has_own_memory else CPU_DECODING_COST
     busy = _Busy(
         link,
-        expand + cost * decode,
+        expand + decode,
         exposed_seconds(plan, demand, machine),
         demand.tile,
         is_mixture=demand.experts is not None,

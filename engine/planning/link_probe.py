@@ -77,7 +77,7 @@ def decoding_gbps(blueprint: Blueprint, device: Device) -> Mapping[bool, float]:
         if code is not None:
             moved = {name: field.to(here) for name, field in code.items()}
             run = partial(coded.decode, moved, own, out)
-            run()  # the first call may compile code, which takes seconds
+            run()  # the first call may compile code, or read it from the disk
             if not torch.equal(out.view(torch.int16).cpu(), weight.view(torch.int16)):
                 log.error("%s decodes coded weights to other bits: they travel plain", device)
                 return {}

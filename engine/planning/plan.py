@@ -23,7 +23,7 @@ from engine.planning.states import count_states, describe_states
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
 from engine.streaming.page_store import STAGING_BYTES
-from engine.streaming.slots import SlotKind, ring_slots
+from engine.streaming.slots import SlotKind, ring_bytes, ring_slots
 from engine.weights.layout import LayerUnits
 from engine.weights.packing import TEMPORARY_BYTES
 
@@ -282,8 +282,8 @@ class _Planner:
         return ring_slots(self.units, self.demand.layers, streamed, slots).values()
 
     def _ring_bytes(self, resident: Set[int], slots: int) -> int:
-        own = sum(kind.count * kind.nbytes for kind in self._ring(resident, slots))
-        return own + self.demand.decoding_bytes(resident)
+        coded, is_gpu = self.demand.largest_coded(resident), self.memory.has_own_memory
+        return ring_bytes(self._ring(resident, slots), coded, is_gpu=is_gpu)
 
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)

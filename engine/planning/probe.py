@@ -56,6 +56,7 @@ ROWS = (64, 128, 256, 512)  # of the passes that are timed
 EXPERT_ROWS = (1, 4, 16, *ROWS)
 CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
+FEWER_THREADS = 0.9  # of the time with twice as many, for which fewer threads are chosen
 RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
 PROBE_WEIGHTS = 16 << 20  # weights that are expanded, or in products; more are timed by a slice
 DEVICE_PROBE_WEIGHTS = 128 << 20  # of a product on a GPU, which fewer would not keep busy
@@ -202,15 +203,17 @@ def _time_passes(
 def choose_threads(step: Callable[[], object], device: Device) -> None:
     """Set the number of torch's threads to the one with which this step is fastest.
 
-    It begins with the present number and halves it while that is faster. Waking a thread may take
-    longer than the work it saves (a small model on two cores: 1.5 times as fast with one thread).
+    It begins with the present number and halves it while that is clearly faster. Waking a thread
+    may take longer than the work it saves (a small model on two cores: 1.5 times as fast with one
+    thread). Smaller differences are noise, and decoding weights gains more from threads.
     """
+    step()  # the first one loads compiled code, which takes longer than any other
     threads = torch.get_num_threads()
     best = fastest(step, device)
     while threads > 1:
         torch.set_num_threads(threads // 2)
         seconds = fastest(step, device)
-        if seconds >= best:
+        if seconds > FEWER_THREADS * best:
             torch.set_num_threads(threads)
             return
         threads, best = threads // 2, seconds

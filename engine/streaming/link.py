@@ -110,7 +110,9 @@ class Arrival(Protocol):
 class Slot(Protocol):
     """Device memory for one unit. Each transfer into it waits for the last `release`."""
 
-    memory: Tensor  # uint8 on the device
+    @property
+    def memory(self) -> Tensor:
+        """The memory, uint8 on the device. A caller that uses a coded unit may decode it here."""
 
     def read(self, unit: int) -> Arrival:
         """Start to fill the slot with a unit from the reader.

@@ -159,10 +159,7 @@ class LayerStream:
             "and call seek after a pass that ended early"
         )
         load = None if self.is_resident(index) else self._loads[0]
-        if load is not None:
-            self._await(load, on_wait)
-            self._loads.popleft()
-        memory = self._resident[index] if load is None else load.slot.memory
+        memory = self._resident[index] if load is None else self._await(load, on_wait)
         self._next = (index + 1) % len(self._tiers)
         self._units += 1
         self._num_borrowed += 1
@@ -276,8 +273,8 @@ class LayerStream:
             self._views[memory.data_ptr(), index] = views
         return views
 
-    def _await(self, load: _Load, on_wait: OnWait | None) -> None:
-        """Wait until the load has arrived, calling `on_wait` meanwhile."""
+    def _await(self, load: _Load, on_wait: OnWait | None) -> Tensor:
+        """Wait until the load has arrived, calling `on_wait` meanwhile. Return its memory."""
         began = time.perf_counter()
         requested = self._idle.request(in_pass=load.position > 0)
         try:
@@ -293,6 +290,9 @@ class LayerStream:
             got = self._idle.get()
         if waited:
             self._idle.add_stall(requested, got, used_seconds)
+        memory = load.slot.memory
+        self._loads.popleft()
+        return memory
 
     def _call_while_waiting(self, on_wait: OnWait, load: _Load) -> None:
         """Call `on_wait` until the load has arrived, time has run out, or it returns False."""

@@ -6,9 +6,10 @@ that part of any layer.
 """
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 
+from engine.streaming.coded import CODED_STAGING
 from engine.weights.layout import LayerUnits
 
 
@@ -57,3 +58,31 @@ def ring_slots(
         ahead = Counter(number % num_parts for number in range(slots - 1))
         counts |= Counter({place: 1 + ahead[place] for place in range(num_parts)})
     return {place: SlotKind(counts[place], nbytes) for place, nbytes in sizes.items()}
+
+
+def ring_bytes(
+    kinds: Collection[SlotKind], largest_coded: int | None = None, *, is_gpu: bool = False
+) -> int:
+    """Return the bytes of a ring with these slots.
+
+    Args:
+        largest_coded: the bytes of the largest unit that travels coded; None: none does. A GPU has
+            buffers from which units are decoded into the slots. On a CPU only the units in use, one
+            of each kind, have memory for plain weights.
+        is_gpu: whether a GPU decodes units.
+    """
+    plain = sum(kind.count * kind.nbytes for kind in kinds)
+    if largest_coded is None or not kinds:
+        return plain
+    if is_gpu:
+        return plain + CODED_STAGING * largest_coded
+    buffers = num_coded_buffers(sum(kind.count for kind in kinds))
+    return buffers * largest_coded + sum(kind.nbytes for kind in kinds)
+
+
+def num_coded_buffers(num_slots: int) -> int:
+    """Return how many staging buffers for coded units a ring of some slots has.
+
+    There is one for each slot, but for that of a unit in use, which has been decoded.
+    """
+    return max(num_slots - 1, 1)

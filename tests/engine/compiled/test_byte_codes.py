@@ -1,6 +1,9 @@
 """Compiled expansion of grouped codes has the bits of the operations of torch."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from threading import Event, current_thread, main_thread
 
 import pytest
 import torch
@@ -109,14 +112,31 @@ def test_an_empty_weight_needs_no_work(shape: tuple[int, int]) -> None:
 
 def test_an_error_in_a_thread_reaches_the_caller(threads: None) -> None:
     torch.set_num_threads(3)
-    out = torch.empty(300, 2048)
+    out, begun = torch.empty(300, 2048), Event()
 
     def fill(start: int, *others: object) -> None:
-        if start:
-            raise MemoryError(f"part {start}")
+        if current_thread() is main_thread():
+            assert begun.wait(30)
+            return
+        begun.set()
+        raise MemoryError(f"part {start}")
 
-    with pytest.raises(MemoryError, match="part 100"):
+    with pytest.raises(MemoryError, match="part"):
         filling.fill_rows(out, 2048, fill)
+
+
+def test_the_caller_does_the_parts_of_threads_that_do_not_begin(
+    threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    done = list[tuple[int, int]]()
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(filling, "_pool", lambda: pool)
+        held = Event()
+        pool.submit(held.wait, 30)
+        filling.in_parts(300, 2048, lambda first, last: done.append((first, last)))
+        held.set()
+    assert len(done) > 2 and [*chain(*(range(*part) for part in done))] == [*range(300)]
 
 
 @pytest.mark.parametrize("inputs", [1, 7, 8, 300])

@@ -36,6 +36,7 @@ def _threads() -> Iterator[None]:
     ("seconds", "settled"),
     [
         ({8: 1.0, 4: 2.0, 2: 0.5, 1: 0.1}, 8),  # halving stops as soon as it is not faster
+        ({8: 1.0, 4: 0.97, 2: 0.5, 1: 0.1}, 8),  # such a difference is noise
         ({8: 1.0, 4: 0.9, 2: 0.9, 1: 0.1}, 4),
         ({8: 1.0, 4: 0.9, 2: 0.8, 1: 0.7}, 1),
     ],
@@ -51,7 +52,8 @@ def test_the_fastest_number_of_threads_is_chosen(
     monkeypatch.setattr(probe, "fastest", fastest)
     probe.choose_threads(lambda: tried.append(torch.get_num_threads()), CpuDevice())
     assert torch.get_num_threads() == settled
-    assert tried[0] == 8 and all(a == 2 * b for a, b in itertools.pairwise(tried))
+    warm, *timed = tried  # the first run loads compiled code, so it is not timed
+    assert warm == timed[0] == 8 and all(a == 2 * b for a, b in itertools.pairwise(timed))
 
 
 def nf4(folder: Path) -> Path:

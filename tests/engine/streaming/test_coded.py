@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from threading import Thread, current_thread
 
 import pytest
 import torch
+from torch import Tensor
 
 from engine.cache_files import unit_name
 from engine.errors import ModelError
 from engine.spec import Tier
-from engine.streaming.coded import CODED_STAGING, CodedUnits, DecodedUnits
+from engine.streaming import cpu_link
+from engine.streaming.coded import CodedUnits, DecodedUnits
 from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.ring import LayerStream
@@ -90,6 +93,42 @@ def test_the_ring_gives_plain_weights(
     assert stream.stats.bytes >= 2 * len(streamed) * smallest
 
 
+def test_only_units_in_use_have_memory_for_plain_weights(
+    plain: PlainUnits, copies: PackedUnits, coded: PackedUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated: list[int] = []
+
+    def allocate(nbytes: int) -> Tensor:
+        allocated.append(nbytes)
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    monkeypatch.setattr(cpu_link, "allocate_pages", allocate)
+    stream = LayerStream(plain, ["disk"] * COUNT, device=CPU, slots=3, starts_later=True)
+    with closing(stream):
+        stream.start(decoded(coded, plain, copies))
+        walk(stream, plain)
+    sizes = [max(own.nbytes for own in reader.layouts) for reader in (coded, plain)]
+    assert sorted(allocated) == [sizes[0], sizes[0], sizes[1]]
+
+
+def test_units_are_decoded_by_the_thread_that_uses_them(
+    plain: PlainUnits, copies: PackedUnits, coded: PackedUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[int, Thread]] = []
+    decode = DecodedUnits.decode
+
+    def note(reader: DecodedUnits, index: int, memory: Tensor, slot: Tensor) -> None:
+        used.append((index, current_thread()))
+        decode(reader, index, memory, slot)
+
+    monkeypatch.setattr(DecodedUnits, "decode", note)
+    stream = LayerStream(plain, ["disk", "ram"] * 2, device=CPU, slots=2, starts_later=True)
+    with closing(stream):
+        stream.start(decoded(coded, plain, copies))
+        walk(stream, plain, passes=1)
+    assert used == [(index, current_thread()) for index in range(COUNT)]
+
+
 def test_coded_units_are_smaller(plain: PlainUnits, coded: PackedUnits) -> None:
     for own, layout in zip(coded.layouts, plain.layouts, strict=True):
         names = {field.name for field in own.fields}
@@ -155,7 +194,7 @@ def test_errors_give_staging_buffers_back(
     stream = LayerStream(plain, ["disk"] * COUNT, device=CPU, slots=2, starts_later=True)
     with closing(stream):
         stream.start(reader)
-        for _ in range(4 * CODED_STAGING):
+        for _ in range(8):
             reader.faults = 3
             with suppress(ModelError):
                 walk(stream, plain)

@@ -128,6 +128,8 @@ def test_a_transfer_is_cancelled_between_two_pieces(
 ) -> None:
     """The rest of a unit that no pass needs any more does not delay the one that is needed."""
     monkeypatch.setattr("engine.streaming.disk.PIECE_BYTES", 4096)
+    # A busy machine launches pieces late, which would raise the limit.
+    monkeypatch.setattr("engine.streaming.cuda_copies.MOST", FEWEST)
     units = NumberedUnits(5, rows=4000)
     held, begun, firsts = threading.Event(), threading.Semaphore(0), list[int]()
     copy, cancel = CudaSlot.copy, _PinnedCopy.cancel
