@@ -199,7 +199,8 @@ class Scratch:
 
         Return False, and take none, if that leaves none for the root after them.
         """
-        assert self._nodes is not None and not self.pending, "one step at a time"
+        assert self._nodes is not None, "there are recurrent layers"
+        self.drop_pending()  # of a step that has failed
         if self._nodes.num_free <= len(slots):
             return False
         for slot in slots:

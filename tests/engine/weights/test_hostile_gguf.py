@@ -172,7 +172,7 @@ def refused(path: Path, message: str) -> None:
         ),
         (
             {"general.architecture": "qwen35"},
-            "architecture 'qwen35' is not supported as GGUF.*Use the safetensors checkpoint",
+            "general.architecture 'qwen35' is not supported as GGUF.*Use the safetensors",
         ),
         ({"general.architecture": "llama"}, "no matrix token_embd.weight"),
     ],
