@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.pass_trace import PassTrace
 from engine.spec import Numerics
 
 # Called with a description, the amount done and the total, in bytes or units.
@@ -166,6 +167,7 @@ class Generate:
     answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
     emitted: tuple[Tail, ...] = ()  # empty: no choice has been begun
     is_continued: bool = False  # the client gave the first tokens; such answers are not audited
+    traced_nodes: int = 0  # the most drafted nodes in the traces of its passes; 0: no traces
 
     @property
     def num_unfinished(self) -> int:
@@ -300,6 +302,7 @@ class Tokens:
     lookahead: str = ""
     stats: Stats | None = None
     is_replayed: bool = False
+    traces: tuple[PassTrace, ...] = ()  # of the pass, and of earlier ones that emitted nothing
 
 
 @dataclass(frozen=True)
