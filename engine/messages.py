@@ -6,13 +6,10 @@ trusted. The front end sends `Generate`, `Abort` and `Shutdown`, and the engine 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine.pass_trace import PassTrace
 from engine.spec import Numerics
-
-# Called with a description, the amount done and the total, in bytes or units.
-ReportProgress = Callable[[str, int, int], None]
 
 # The sources of a token (`Origin.source`) that are not drafting methods.
 TARGET = "target"  # no draft had proposed the token
@@ -221,6 +218,10 @@ class LoadProgress:
     what: str
     done: int
     total: int
+    unit: Literal["bytes", "tokens", "steps"] = "bytes"
+
+
+ReportProgress = Callable[[LoadProgress], None]
 
 
 @dataclass(frozen=True)
