@@ -16,6 +16,10 @@ CLIENTS_VENV := .venv-clients
 KERNELS_VENV := .venv-kernels
 NODE_CLIENTS := build/clients/node
 REAL_MODEL := build/real
+NODE_VENV := .venv-node
+# Where the system has no node of this age, a Python package brings one.
+NODE_OK := $(shell node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && echo yes)
+NODE := $(if $(NODE_OK),,PATH="$(abspath $(NODE_VENV)/bin):$$PATH")
 AGENTS := $(patsubst tests/clients/agents/%.json,build/clients/%/.installed,$(wildcard tests/clients/agents/*.json))
 PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/%/.installed,$(wildcard tests/clients/python/*.txt))
 OLDEST_TRANSFORMERS := 5.17.0
@@ -41,7 +45,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients test-real test-oldest bench bench-real bench-memory bench-hybrids bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -96,6 +100,15 @@ test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.ins
 	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
+page: web/node_modules/.installed ## build the page at / from web/ into server/page
+	cd web && $(NODE) npm run --silent build
+
+test-page: web/node_modules/.installed $(VENV)/.installed ## check that server/page is what web/ builds, and test the page in Chromium
+	cd web && $(NODE) npm run --silent types
+	cd web && $(NODE) npm run --silent unit
+	cd web && $(NODE) node build.mjs --check
+	cd web && UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent browser
+
 test-real: $(VENV)/.installed-test $(REAL_MODEL)/.installed ## test a small published model, which a Python package ships
 	$(PYTEST) $(BIN)/pytest -q -s tests/real $(ARGS)
 
@@ -144,7 +157,7 @@ lint-docker: ## run the build step of the Dockerfile without a container
 	build/docker/bin/understudy --help > /dev/null
 
 clean: ## remove environments, caches and build products
-	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) $(KERNELS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) $(KERNELS_VENV) $(NODE_VENV) web/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than its sources, so that a second call installs nothing.
@@ -196,6 +209,16 @@ $(NODE_CLIENTS)/.installed: tests/clients/node/package.json
 	mkdir -p $(NODE_CLIENTS)
 	cp $< $(NODE_CLIENTS)
 	npm --prefix $(NODE_CLIENTS) install --no-audit --no-fund || true
+	@touch $@
+
+web/node_modules/.installed: web/package-lock.json web/.npmrc $(if $(NODE_OK),,$(NODE_VENV)/.installed)
+	cd web && $(NODE) npm ci
+	@touch $@
+
+$(NODE_VENV)/.installed: web/requirements.txt
+	$(check-python)
+	$(PYTHON) -m venv --clear $(NODE_VENV)
+	$(NODE_VENV)/bin/pip install $(PIP_FLAGS) -r $<
 	@touch $@
 
 # The tests of an agent that cannot be installed are skipped, and show the end of the log.

@@ -233,6 +233,7 @@ def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: Mode
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
     return (
         f"\nUnderstudy serves {entry.id} at {url}\n"
+        f"Open {local_url(listener)}/ in a browser to chat.\n"
         f"  {info.plan}\n"
         f"  context {info.context_length} tokens, up to {info.max_sequences} sequences at once, "
         f"{info.numerics} numerics\n\n"

@@ -20,6 +20,7 @@ from server.http.failures import Failures
 from server.http.in_flight import InFlight, TrackRequests
 from server.http.measure import Measure
 from server.http.origins import PagePolicy
+from server.http.page import page_routes
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
@@ -77,6 +78,7 @@ def create_app(
     in_flight = InFlight()
     shared = AppState(settings, registry, lent, metrics, in_flight, planner or Planner())
     app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
+    app.router.routes.extend(page_routes())
     failures.install(app)
     app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ log = logging.getLogger("understudy")
 ENV_KEY = "UNDERSTUDY_API_KEY"
 OWNER_DIGITS = 8  # hex digits of the digest that names a key; the name only serves fairness
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
+# The page at / and its files, which are the same on every server. It asks its user for a key.
+PAGE_PATH = re.compile(r"/(?:page/[^/]*)?")
 
 
 class ApiKeys:
@@ -119,7 +122,9 @@ def is_loopback(host: str) -> bool:
 
 
 class RequireKey:
-    """ASGI middleware that requires a key on every path but `OPEN_PATHS`, if keys are set.
+    """ASGI middleware that requires a key, if keys are set.
+
+    It does so on every path but `OPEN_PATHS` and those of the page.
 
     It puts the name of the key into `scope["state"]["key"]`, for fairness between keys.
 
@@ -135,13 +140,17 @@ class RequireKey:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._keys and _needs_key(scope["path"]):
             owner = self._keys.find_owner(Headers(scope=scope))
             if owner is None:
                 await self._refuse(_missing_key(), scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["key"] = owner
         await self._app(scope, receive, send)
+
+
+def _needs_key(path: str) -> bool:
+    return path not in OPEN_PATHS and PAGE_PATH.fullmatch(path) is None
 
 
 def _missing_key() -> ApiError:

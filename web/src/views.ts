@@ -1,0 +1,20 @@
+/** The views of the page. The first one is part of the first load, the others load when needed. */
+import type { ComponentType } from "preact";
+
+import { ChatView } from "./views/chat/chat_view.tsx";
+
+export interface View {
+  /** Its name in the address: `#/NAME`. */
+  name: string;
+  /** Its name in the navigation. */
+  title: string;
+  component?: ComponentType;
+  load?: () => Promise<ComponentType>;
+}
+
+export const VIEWS: readonly View[] = [{ name: "chat", title: "Chat", component: ChatView }];
+
+/** Return the view of a name; the first one for an unknown name. */
+export function viewOf(name: string): View {
+  return VIEWS.find((view) => view.name === name) ?? VIEWS[0]!;
+}
