@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.random_model import Checkpoint, forget_pages
 from engine.drafting.model.substitutes import SubstituteUnits
+from engine.messages import LoadProgress
 from engine.runtime.target_files import TargetFiles
 from engine.spec import DraftSpec, ModelSpec, TargetSpec
 from engine.streaming.coded import CodedUnits
@@ -125,5 +126,5 @@ def _pack(reader: UnitReader, folder: Path, source: Path) -> tuple[PackedUnits, 
     return packed, time.perf_counter() - began
 
 
-def _ignore(what: str, done: int, total: int) -> None:
+def _ignore(step: LoadProgress) -> None:
     """Ignore the progress."""

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
 from server.errors import ApiError
+from server.metrics.load_speed import LoadMeter, step_text
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.idle import IdleTimer
 from server.models.loaded_model import LoadedModel
 from server.models.statistics import EngineStatistics
+from server.schemas.status import LoadStep
 from server.text.work import TextWork
 
 log = logging.getLogger("understudy")
@@ -74,7 +77,7 @@ class Models:
         metrics: Metrics,
         text: TextWork,
         engine_factory: EngineFactory = EngineClient,
-        progress: Callable[[LoadProgress], None] = lambda _: None,
+        progress: Callable[[LoadStep], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -84,7 +87,8 @@ class Models:
         self._current: LoadedModel | None = None
         self._swap: asyncio.Task[None] | None = None
         self._loading: ModelEntry | None = None
-        self._step: LoadProgress | None = None  # the latest one, of a load or a restart
+        self._meter = LoadMeter()
+        self._step: LoadStep | None = None  # the latest one, of a load or a restart
         self._unloading = False
         self._idle = IdleTimer(self._unload_idle)
         self._returned = asyncio.Event()  # set when a request gives its model back
@@ -118,7 +122,7 @@ class Models:
         return self._idle.seconds_left
 
     @property
-    def step(self) -> LoadProgress | None:
+    def step(self) -> LoadStep | None:
         """The latest step of a load or restart; None before the first one."""
         return self._step
 
@@ -197,7 +201,7 @@ class Models:
         model = await self._turn(waiter, timeout)
         try:
             if model.engine.state == "restarting":
-                wait.set_reason(lambda: "the engine restarts")
+                wait.set_reason(lambda: f"the engine restarts{self._step_text()}")
                 await model.restart(max(0.0, deadline - loop.time()))
             yield model
         finally:
@@ -227,7 +231,12 @@ class Models:
         if waiter not in self._waiters:  # it has its model and has left the queue
             return "waiting"
         what = "waiting for" if self._loading is None else "loading"
-        return in_line(f"{what} {self._waiters[0].entry.id}", self._waiters.index(waiter) + 1)
+        own = f"{what} {self._waiters[0].entry.id}{self._step_text()}"
+        return in_line(own, self._waiters.index(waiter) + 1)
+
+    def _step_text(self) -> str:
+        """Return the latest step of a load or restart, as the end of a line."""
+        return "" if self._step is None else f": {step_text(self._step)}"
 
     def _withdraw(self, waiter: _Waiter) -> None:
         if not waiter.granted.done():
@@ -342,8 +351,8 @@ class Models:
         self._advance()
 
     def _note_step(self, step: LoadProgress) -> None:
-        self._step = step
-        self._progress(step)
+        self._step = self._meter.measure(step, time.monotonic())
+        self._progress(self._step)
 
     def _refuse(self, waiters: list[_Waiter], error: BaseException) -> None:
         for waiter in waiters:

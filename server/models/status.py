@@ -52,7 +52,7 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
         "state": state,
     }
     if state in ("loading", "restarting") and (step := models.step) is not None:
-        status["step"] = {"what": step.what, "done": step.done, "total": step.total}
+        status["step"] = step
     current = models.in_memory
     if current is not None and state != "loading" and current.entry.id == entry.id:
         info = current.info

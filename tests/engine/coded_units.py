@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.messages import LoadProgress
 from engine.streaming.coded import CodedUnits, DecodedUnits
 from engine.streaming.packed import PackedUnits, pack
 from engine.weights.coding.cells import Substitute, find_substitute
@@ -81,7 +82,7 @@ class FaultyUnits(DecodedUnits):
             raise ModelError("the disk failed")
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: LoadProgress) -> None:
     """Report no progress."""
 
 

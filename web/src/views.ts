@@ -12,7 +12,14 @@ export interface View {
   load?: () => Promise<ComponentType>;
 }
 
-export const VIEWS: readonly View[] = [{ name: "chat", title: "Chat", component: ChatView }];
+export const VIEWS: readonly View[] = [
+  { name: "chat", title: "Chat", component: ChatView },
+  {
+    name: "race",
+    title: "Race",
+    load: () => import("./views/race/race_view.tsx").then((module) => module.RaceView),
+  },
+];
 
 /** Return the view of a name; the first one for an unknown name. */
 export function viewOf(name: string): View {
