@@ -8,11 +8,11 @@ import contextlib
 import functools
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from engine.errors import EngineDied, QueueFull
+from engine.errors import EngineDied, EngineError, QueueFull
 from engine.messages import LoadProgress, ModelInfo
 from engine.parsing.selection import (
     FALLBACK,
@@ -27,7 +27,7 @@ from engine.spec import ModelSpec
 from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
-from server.errors import ApiError
+from server.errors import ApiError, as_api_error
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.statistics import EngineStatistics
@@ -46,6 +46,7 @@ NO_TEMPLATE = (
     "the model's file to a .jinja file, such as that of the repository that the model is made of"
 )
 SHUTTING_DOWN = "The server is shutting down."
+IN_THE_LOG = "Something failed in the server. Its log has the reason."
 
 
 class EngineFactory(Protocol):
@@ -141,6 +142,7 @@ class Models:
         self._loading: ModelEntry | None = None
         self._step: LoadProgress | None = None  # the latest one, of a load or a restart
         self._unloading = False
+        self._failures: dict[str, str] = {}
         self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -170,6 +172,11 @@ class Models:
     def step(self) -> LoadProgress | None:
         """The latest step of a load or restart; None before the first one."""
         return self._step
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """The reasons why the latest load of a model failed, by the model's id."""
+        return self._failures
 
     @property
     def num_waiting(self) -> int:
@@ -305,6 +312,7 @@ class Models:
                 self._waiters.popleft().granted.set_result(current.borrow())
             elif current is None or current.num_borrowers == 0:
                 self._loading, self._step = entry, None
+                self._failures.pop(entry.id, None)
                 self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
             else:
@@ -357,6 +365,11 @@ class Models:
         error = None if swap.cancelled() else swap.exception()
         if error is not None:
             log.error("%s could not be loaded", entry.id)  # the waiting requests get the reason
+            self._failures[entry.id] = (
+                as_api_error(error).message
+                if isinstance(error, ApiError | EngineError)
+                else IN_THE_LOG
+            )
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
         self._advance()
 

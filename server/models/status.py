@@ -44,6 +44,8 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
     }
     if state in ("loading", "restarting") and (step := models.step) is not None:
         status["step"] = {"what": step.what, "done": step.done, "total": step.total}
+    if (failure := models.failures.get(entry.id)) is not None:
+        status["error"] = failure
     current = models.in_memory
     if current is not None and state != "loading" and current.entry.id == entry.id:
         info = current.info
