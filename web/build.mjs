@@ -17,6 +17,15 @@ const ICON = "src/icon.svg";
 // Dependencies of the page, whose licences are shipped beside it.
 const SHIPPED = Object.keys(JSON.parse(readFileSync(join(WEB, "package.json"), "utf8")).dependencies);
 
+// Messages of packages name web pages. The page then has no address of another host at all.
+const withoutAddresses = {
+  name: "without-addresses",
+  setup: ({ onLoad }) =>
+    onLoad({ filter: /node_modules\/(?:highlight\.js|marked)\/.*\.js$/ }, ({ path }) => ({
+      contents: readFileSync(path, "utf8").replace(/https:\/\/github\.com\/[\w./-]*/g, ""),
+    })),
+};
+
 async function bundle(out) {
   const result = await build({
     absWorkingDir: WEB,
@@ -34,6 +43,7 @@ async function bundle(out) {
     legalComments: "none",
     entryNames: "[name]-[hash]",
     chunkNames: "[name]-[hash]",
+    plugins: [withoutAddresses],
     logLevel: "warning",
   });
   return result.metafile.outputs;

@@ -3,6 +3,7 @@
 export interface Model {
   id: string;
   aliases?: string[];
+  state: "loaded" | "unloaded";
   max_model_len?: number;
   capabilities?: string[];
 }
@@ -66,9 +67,11 @@ export interface Usage {
 }
 
 export interface Timings {
-  seed?: number;
-  resumed?: number;
-  [figure: string]: unknown;
+  predicted_per_second: number;
+  tokens_per_pass: number;
+  passes: number;
+  seed: number;
+  resumed: number;
 }
 
 /** A chunk of a streamed chat completion. */

@@ -12,7 +12,7 @@ const PATHS = {
   left: "M14.5 6l-6 6 6 6",
   menu: "M4 7h16M4 12h16M4 17h16",
   moon: "M19 14.5A7.5 7.5 0 1 1 10 5a6 6 0 0 0 9 9.5z",
-  more: "M5.5 12h.01M12 12h.01M18.5 12h.01",
+  more: "M5 11.5h1v1h-1zM11.5 11.5h1v1h-1zM18 11.5h1v1h-1z",
   plus: "M12 5v14M5 12h14",
   redo: "M19 5v5h-5M18.4 10A7 7 0 1 0 19 14",
   right: "M9.5 6l6 6-6 6",

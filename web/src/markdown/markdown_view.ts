@@ -1,0 +1,81 @@
+/**
+ * Markdown in the page, which may grow: blocks that have not changed keep their elements.
+ *
+ * Each block is a `<div class="block" data-start="N">`: N is where its source begins in the text.
+ */
+import { type Block, Blocks, isOpenCode } from "./blocks.ts";
+import { frameCode, highlight } from "./code.ts";
+import { htmlOf } from "./html.ts";
+import { typeset } from "./math.ts";
+import { sanitizeText } from "./sanitize.ts";
+
+interface Shown {
+  raw: string;
+  element: HTMLElement;
+}
+
+export class MarkdownView {
+  readonly #blocks = new Blocks();
+  #shown: Shown[] = [];
+
+  constructor(private readonly root: HTMLElement) {}
+
+  /**
+   * Show a text.
+   *
+   * @param isComplete whether no text will follow; code and formulas at the end are then finished too
+   */
+  update(text: string, isComplete: boolean): void {
+    const blocks = this.#blocks.update(text);
+    blocks.forEach((block, index) => {
+      const isLast = index === blocks.length - 1;
+      this.#showBlock(block, index, isLast && !isComplete);
+    });
+    for (const { element } of this.#shown.splice(blocks.length)) element.remove();
+  }
+
+  #showBlock(block: Block, index: number, mayGrow: boolean): void {
+    const before = this.#shown[index];
+    const key = mayGrow ? `${block.raw}\0` : block.raw; // a block is finished when it is followed
+    if (before?.raw === key && before.element.dataset["start"] === String(block.start)) return;
+    if (before && mayGrow && growCode(before, block, key)) return;
+    const element = document.createElement("div");
+    element.className = "block";
+    element.dataset["start"] = String(block.start);
+    element.append(sanitizeText(htmlOf([block.token])));
+    if (before) before.element.replaceWith(element);
+    else this.root.append(element);
+    this.#shown[index] = { raw: key, element };
+    finish(element, mayGrow);
+  }
+}
+
+/** Append to a block of code that is still open. Return false where that is not what has changed. */
+function growCode(before: Shown, block: Block, key: string): boolean {
+  const code = before.element.querySelector(":scope > .code-frame code");
+  const node = code?.firstChild;
+  if (!(node instanceof Text) || code?.childNodes.length !== 1 || !isOpenCode(block)) return false;
+  const source = (block.token as { text: string }).text;
+  if (!key.startsWith(before.raw.replace(/\0$/, "")) || !source.startsWith(node.data)) return false;
+  node.appendData(source.slice(node.length));
+  before.raw = key;
+  return true;
+}
+
+/** Finish the elements of a block that HTML alone does not make. */
+function finish(element: HTMLElement, mayGrow: boolean): void {
+  for (const pre of element.querySelectorAll<HTMLElement>("pre")) {
+    frameCode(pre);
+    if (!mayGrow) void highlight(pre);
+  }
+  for (const table of element.querySelectorAll("table")) {
+    const frame = document.createElement("div");
+    frame.className = "table-frame";
+    frame.tabIndex = 0; // wide tables are scrolled with the arrow keys
+    frame.setAttribute("role", "group");
+    frame.setAttribute("aria-label", "Table");
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  if (!mayGrow) for (const code of element.querySelectorAll<HTMLElement>("code.math")) void typeset(code);
+}

@@ -1,0 +1,143 @@
+/** The panel with the parameters of the open chat. */
+import type { JSX } from "preact";
+
+import { changeSettings, openChat } from "../../chat/chats.ts";
+import type { Settings } from "../../chat/model.ts";
+import { parseSchema, parseTools, SettingError } from "../../chat/request.ts";
+import { Button } from "../../ui/button.tsx";
+import { Field, Slider, TextArea, TextField } from "../../ui/fields.tsx";
+
+const SCHEMA_EXAMPLE = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}';
+const TOOLS_EXAMPLE = '[{"name": "get_weather", "description": "…", "parameters": {"type": "object"}}]';
+
+export function Parameters(): JSX.Element {
+  const { settings } = openChat.value;
+  return (
+    <div class="parameters">
+      <TextArea
+        label="System prompt"
+        rows={4}
+        value={settings.system}
+        placeholder="How the model should answer"
+        onInput={(system) => changeSettings({ system })}
+      />
+      <OptionalSlider label="Temperature" name="temperature" max={2} usual={1} hint="0 takes the likeliest token each time." />
+      <OptionalSlider label="Top p" name="topP" max={1} usual={1} hint="Only the likeliest tokens with this share in all." />
+      <OptionalNumber label="Longest answer, in tokens" name="maxTokens" least={1} />
+      <OptionalNumber label="Seed" name="seed" least={0} hint="The same seed gives the same answer. Empty: drawn anew for each." />
+      <Thinking />
+      <TextArea
+        label="Answer as JSON of this schema"
+        rows={4}
+        isCode
+        value={settings.schema}
+        placeholder={SCHEMA_EXAMPLE}
+        error={problemWith(() => parseSchema(settings.schema))}
+        onInput={(schema) => changeSettings({ schema })}
+      />
+      <TextArea
+        label="Tools"
+        rows={4}
+        isCode
+        value={settings.tools}
+        placeholder={TOOLS_EXAMPLE}
+        hint="A JSON list. When the model calls one, you type its result."
+        error={problemWith(() => parseTools(settings.tools))}
+        onInput={(tools) => changeSettings({ tools })}
+      />
+    </div>
+  );
+}
+
+function problemWith(parse: () => unknown): string | null {
+  try {
+    parse();
+    return null;
+  } catch (error) {
+    if (error instanceof SettingError) return error.message;
+    throw error;
+  }
+}
+
+interface SliderProps {
+  label: string;
+  name: "temperature" | "topP";
+  max: number;
+  /** Where the slider is while the model's own default counts. */
+  usual: number;
+  hint: string;
+}
+
+function OptionalSlider({ label, name, max, usual, hint }: SliderProps): JSX.Element {
+  const value = openChat.value.settings[name];
+  const set = (to: number | null): void => changeSettings({ [name]: to } as Partial<Settings>);
+  return (
+    <div class="optional">
+      <Slider
+        label={label}
+        value={value ?? usual}
+        min={0}
+        max={max}
+        step={0.05}
+        format={(shown) => (value === null ? "default" : shown.toFixed(2))}
+        hint={hint}
+        onInput={set}
+      />
+      {value !== null && (
+        <Button kind="quiet" class="reset" onClick={() => set(null)} aria-label={`${label}: use the model's default`}>
+          Reset
+        </Button>
+      )}
+    </div>
+  );
+}
+
+interface NumberProps {
+  label: string;
+  name: "maxTokens" | "seed";
+  least: number;
+  hint?: string;
+}
+
+function OptionalNumber({ label, name, least, hint }: NumberProps): JSX.Element {
+  const value = openChat.value.settings[name];
+  const read = (text: string): void => {
+    const number = Number(text);
+    if (text.trim() === "") changeSettings({ [name]: null } as Partial<Settings>);
+    else if (Number.isSafeInteger(number) && number >= least) {
+      changeSettings({ [name]: number } as Partial<Settings>);
+    }
+  };
+  const placeholder = name === "seed" ? "random" : "as long as the model likes";
+  return (
+    <TextField
+      label={label}
+      inputMode="numeric"
+      value={value === null ? "" : String(value)}
+      placeholder={placeholder}
+      hint={hint}
+      onInput={read}
+    />
+  );
+}
+
+function Thinking(): JSX.Element {
+  return (
+    <Field
+      label="Thinking"
+      hint="Of models that can think before they answer."
+      control={(wiring) => (
+        <select
+          {...wiring}
+          class="input"
+          value={openChat.value.settings.thinking}
+          onChange={(event) => changeSettings({ thinking: event.currentTarget.value as Settings["thinking"] })}
+        >
+          <option value="default">As the model likes</option>
+          <option value="on">On</option>
+          <option value="off">Off</option>
+        </select>
+      )}
+    />
+  );
+}
