@@ -52,7 +52,7 @@ def measure(count: int | None = None) -> list[dict[str, Any]]:
     for model in MODELS:
         at_once = max(map(len, prompts.values())) if model == PLAIN else 1
         spec = replace(make_spec(model), max_sequences=at_once)
-        engine = Engine.load(spec, lambda what, done, total: None)
+        engine = Engine.load(spec, lambda step: None)
         for prompt_set, texts in prompts.items():
             for sampling, params in SAMPLINGS.items():
                 parts = [texts[i : i + at_once] for i in range(0, len(texts), at_once)]

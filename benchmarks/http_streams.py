@@ -125,6 +125,7 @@ def _http(message: Generate) -> bytes:
         "ignore_eos": params.ignore_eos,
         "stream": True,
         "stream_options": {"include_usage": True},
+        "provenance": "tree" if message.traced_nodes else None,
     }
     data = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"

@@ -19,6 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
+from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.worker import OnPassProgress, OnPrompt, StepEngine, serve
 from engine.spec import ModelSpec
 from engine.streaming.recheck import Rechecks
@@ -26,6 +27,7 @@ from engine.streaming.recheck import Rechecks
 WORD = " word"  # the text of every token
 TOKEN = 100
 CONTEXT = 1 << 20
+TREE = 64  # drafted nodes of a pass in its trace
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,33 @@ class PacedEngine:
             origins=(origin,) * (after - before),
             finish=finish,
             stats=None if finish is None else self._make_stats(message, after),
+            traces=(self._trace(after - before, origin.pass_number),)
+            if message.traced_nodes
+            else (),
+        )
+
+    def _trace(self, tokens: int, number: int) -> PassTrace:
+        """Return the trace of a pass: a path of the emitted tokens, and rejected nodes below it."""
+        path = tokens - 1
+        nodes = DraftedNodes(
+            parents=(*range(-1, path - 1), *(n % tokens - 1 for n in range(TREE - path))),
+            tokens=(*(TOKEN,) * path, *(TOKEN + 1 + n for n in range(TREE - path))),
+            sources=("subspec",) * TREE,
+            scores=tuple(-0.123 * n for n in range(TREE)),
+            accepted=(*(True,) * path, *(False,) * (TREE - path)),
+        )
+        milliseconds = self.schedule.seconds * 1e3
+        return PassTrace(
+            number=number,
+            tokens=tokens,
+            own_rows=1 + TREE,
+            rows=self.max_sequences * (1 + TREE),
+            sequences=len(self._messages),
+            pass_ms=milliseconds,
+            draft_ms=0.0,
+            copy_stall_ms=milliseconds,
+            link_bytes=1 << 30,
+            nodes=nodes,
         )
 
     def _make_stats(self, message: Generate, tokens: int) -> Stats:

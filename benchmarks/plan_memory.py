@@ -129,7 +129,7 @@ def _serve(
         max_sequences=args.users,
     )
     with torch.inference_mode():
-        loaded = load(spec, lambda what, done, total: None)
+        loaded = load(spec, lambda step: None)
         engine = Engine(loaded)
     after_load = _read_status("VmHWM")
     plan = loaded.plan

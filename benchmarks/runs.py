@@ -17,7 +17,15 @@ from benchmarks.grow import grow
 from benchmarks.random_model import Shape
 from engine.errors import EngineError
 from engine.malloc import keep_freed_memory
-from engine.messages import Failed, Generate, PassStats, SamplingParams, Stats, Tokens
+from engine.messages import (
+    Failed,
+    Generate,
+    LoadProgress,
+    PassStats,
+    SamplingParams,
+    Stats,
+    Tokens,
+)
 from engine.runtime.engine import Engine
 from engine.runtime.load import Loaded, load
 from engine.runtime.target_files import TargetFiles
@@ -220,5 +228,5 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _quiet(what: str, done: int, total: int) -> None:
+def _quiet(step: LoadProgress) -> None:
     """Ignore the progress of loading, which is not measured."""

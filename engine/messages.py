@@ -6,12 +6,10 @@ trusted. The front end sends `Generate`, `Abort` and `Shutdown`, and the engine 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from engine.pass_trace import PassTrace
 from engine.spec import Numerics
-
-# Called with a description, the amount done and the total, in bytes or units.
-ReportProgress = Callable[[str, int, int], None]
 
 # The sources of a token (`Origin.source`) that are not drafting methods.
 TARGET = "target"  # no draft had proposed the token
@@ -166,6 +164,7 @@ class Generate:
     answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
     emitted: tuple[Tail, ...] = ()  # empty: no choice has been begun
     is_continued: bool = False  # the client gave the first tokens; such answers are not audited
+    traced_nodes: int = 0  # the most drafted nodes in the traces of its passes; 0: no traces
 
     @property
     def num_unfinished(self) -> int:
@@ -219,6 +218,10 @@ class LoadProgress:
     what: str
     done: int
     total: int
+    unit: Literal["bytes", "tokens", "steps"] = "bytes"
+
+
+ReportProgress = Callable[[LoadProgress], None]
 
 
 @dataclass(frozen=True)
@@ -300,6 +303,7 @@ class Tokens:
     lookahead: str = ""
     stats: Stats | None = None
     is_replayed: bool = False
+    traces: tuple[PassTrace, ...] = ()  # of the pass, and of earlier ones that emitted nothing
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.messages import ReportProgress
+from engine.messages import LoadProgress, ReportProgress
 from engine.model.binder import bind
 from engine.model.borrowed import Weights
 from engine.streaming.ring import OnWait
@@ -35,7 +35,7 @@ def bind_resident(
     for index, (module, layout) in enumerate(zip(modules, reader.layouts, strict=True)):
         bind(module, _load(reader, index, device))
         done += layout.nbytes
-        progress("loading the draft", done, total)
+        progress(LoadProgress("loading the draft", done, total))
 
 
 def _load(reader: UnitReader, index: int, device: torch.device) -> dict[str, Tensor]:

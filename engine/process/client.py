@@ -120,6 +120,7 @@ class EngineClient:
         answer_format: AnswerFormat | None = None,
         continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
+        traced_nodes: int = 0,
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
@@ -129,7 +130,7 @@ class EngineClient:
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
-            key, prediction, answer_format: as in `Generate`.
+            key, prediction, answer_format, traced_nodes: as in `Generate`.
             continued: the tokens that the client has, by choice; the stream goes on after them, and
                 begins with a replay for each such choice.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
@@ -152,6 +153,7 @@ class EngineClient:
             answer_format,
             emitted=tuple(tails) if any(continued.values()) else (),
             is_continued=any(continued.values()),
+            traced_nodes=traced_nodes,
         )
         check_request(message, info)
         events: EventQueue = asyncio.Queue()

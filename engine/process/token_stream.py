@@ -12,6 +12,8 @@ from engine.errors import EngineError
 from engine.messages import Generate, Stats, Tail, Tokens
 from engine.process.suspects import fingerprint_of
 
+MAX_UNREAD = 32  # messages of a request, after which traces come without rejected nodes
+
 EventQueue = asyncio.Queue[Tokens | EngineError | None]  # None: the end of the stream
 
 
@@ -185,4 +187,7 @@ class RunningRequest:
             self._emitted[tokens.choice].extend(tokens.ids)
             if tokens.stats is not None:
                 self._stats[tokens.choice] = tokens.stats
+        if tokens.traces and self.events.qsize() >= MAX_UNREAD:  # the client reads slowly
+            traces = tuple(trace.without_rejected() for trace in tokens.traces)
+            tokens = replace(tokens, traces=traces)
         self.events.put_nowait(tokens)

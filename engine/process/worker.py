@@ -162,12 +162,13 @@ class _Outbox:
         self._num_units = 0
         self._next_heartbeat = 0.0
 
-    def report_load(self, what: str, done: int, total: int) -> None:
+    def report_load(self, step: LoadProgress) -> None:
         """Send the progress of the load, at most ten times a second for each kind of step."""
         now = time.monotonic()
-        if what != self._step_of_load or done == total or now >= self._next_report:
-            self._step_of_load, self._next_report = what, now + PROGRESS_S
-            self.send(LoadProgress(what, done, total))
+        is_over = step.done == step.total
+        if step.what != self._step_of_load or is_over or now >= self._next_report:
+            self._step_of_load, self._next_report = step.what, now + PROGRESS_S
+            self.send(step)
 
     def count_unit(self) -> None:
         """Count a unit of a pass, and send a heartbeat at most once a second."""

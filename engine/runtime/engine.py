@@ -24,6 +24,7 @@ from engine.runtime.replay import SLICE_SECONDS
 from engine.runtime.requests import Events, Requests
 from engine.runtime.scoring import score_prompt
 from engine.runtime.shortage import MemoryShortage
+from engine.runtime.traces import PassTraces
 from engine.runtime.verify import emit_accepted
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.large_vocabularies.blocks import Matrix
@@ -59,6 +60,7 @@ class Engine:
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_prompt)
         self._shortage = MemoryShortage(loaded, self._scheduler, self._requests)
         self.clock = Clock(loaded, self._scheduler)
+        self._traces = PassTraces()
         # On an asynchronous device the host would wait for each choice (see `choose_tree`).
         self._at_once = loaded.device.is_asynchronous
 
@@ -145,6 +147,7 @@ class Engine:
             with self.clock.phase("verify"):
                 self._verify(rows, hidden, events)
         self.last_pass = self.clock.finish(rows, events)
+        self._traces.attach(rows, self.last_pass, events)
 
     def _use_wait(self, seconds: float) -> bool:
         """Use up to `seconds` in which a pass waits for weights. Return True if work was done."""

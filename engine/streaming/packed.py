@@ -36,7 +36,7 @@ from engine.cache_files import (
     write_file,
 )
 from engine.errors import ModelError
-from engine.messages import ReportProgress
+from engine.messages import LoadProgress, ReportProgress
 from engine.streaming.disk import PIECE_BYTES, UnitFile, direct_is_faster, split_pieces
 from engine.weights.layout import Field, UnitLayout, UnitReader
 from engine.weights.open_file import OpenFile
@@ -284,7 +284,7 @@ def _write_units(reader: UnitReader, partial: Path, key: str, progress: ReportPr
         write_file(partial / unit_name(index), memory)
         units.append({**_format_layout(layout), "crc32": _checksums(memory, layout.nbytes)})
         done += size
-        progress("packing", done, sum(sizes))
+        progress(LoadProgress("packing", done, sum(sizes)))
     index_text = json.dumps(
         {
             "version": LAYOUT_VERSION,

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 from torch import Tensor
 
 from engine.errors import ModelError
-from engine.messages import ReportProgress
+from engine.messages import LoadProgress, ReportProgress
 from engine.spec import Tier
 from engine.streaming.device import Device
 from engine.streaming.disk import READERS
@@ -72,7 +73,7 @@ class LayerStream:
         device: Device,
         slots: int,
         layers: Sequence[LayerUnits] | None = None,
-        progress: ReportProgress | None = None,
+        progress: ReportProgress = lambda step: None,
         starts_later: bool = False,
     ) -> None:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
@@ -107,7 +108,7 @@ class LayerStream:
                 self._start_ring(reader, stack)
             self._opened: ExitStack | None = stack.pop_all()
 
-    def start(self, reader: UnitReader, progress: ReportProgress | None = None) -> None:
+    def start(self, reader: UnitReader, progress: ReportProgress = lambda step: None) -> None:
         """Load the units of the ram tier and begin to stream, after a constructor that did not.
 
         `reader` has the same units as that of the constructor, which may be coded here. Raises
@@ -362,11 +363,7 @@ class LayerStream:
             self._free[self._places[load.unit]].append(load.slot)
 
     def _load_units(
-        self,
-        reader: UnitReader,
-        tiers: Sequence[Tier],
-        stack: ExitStack,
-        progress: ReportProgress | None,
+        self, reader: UnitReader, tiers: Sequence[Tier], stack: ExitStack, progress: ReportProgress
     ) -> None:
         """Load the units of these tiers: into device memory, or into host buffers.
 
@@ -391,10 +388,10 @@ class LayerStream:
                 elif tier == "ram" and tier in tiers:
                     self._host_buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
                     stack.callback(self._host_buffers[unit].unpin)
-            for done, (unit, arrival) in enumerate(arrivals.items(), 1):
+            sizes = [self._travelling[unit].nbytes for unit in arrivals]
+            for (unit, arrival), done in zip(arrivals.items(), accumulate(sizes), strict=True):
                 self._wait(arrival, unit)
-                if progress is not None:
-                    progress("weights", done, len(arrivals))
+                progress(LoadProgress("loading the weights", done, sum(sizes)))
 
     def _units_in(self, tier: Tier) -> list[int]:
         return [unit for unit, own in enumerate(self._tiers) if own == tier]

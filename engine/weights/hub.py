@@ -21,7 +21,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from engine.errors import ModelError, shown
 from engine.files import find_folder, read_bytes
-from engine.messages import ReportProgress
+from engine.messages import LoadProgress, ReportProgress
 from engine.weights.config_file import MODELOPT_NAME
 from engine.weights.gguf_folder import gguf_folder
 from engine.weights.gguf_source import SUFFIX, choose_files, find_gguf, split_source
@@ -296,7 +296,8 @@ def _reporting(
     def report() -> None:
         while True:
             finished = over.wait(_REPORT_SECONDS)
-            progress(what, min(total, max(0, cached + _size(blobs) - start)), total)
+            done = min(total, max(0, cached + _size(blobs) - start))
+            progress(LoadProgress(what, done, total))
             if finished:
                 return
 

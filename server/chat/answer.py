@@ -57,6 +57,7 @@ class Answer:
         spelling: the bytes that each token adds to the text.
         logprobs: whether chunks have the log-probability of each token.
         provenance: whether chunks have the origin of each token.
+        has_passes: whether chunks have the passes that emitted their tokens.
         token_ids: whether chunks have the ids of the prompt and of their tokens.
         prompts: the token ids of the prompt of each choice that is shown.
         include_usage: whether the usage comes in a chunk without choices, the last one.
@@ -69,6 +70,7 @@ class Answer:
     spelling: TokenBytes
     logprobs: bool
     provenance: bool
+    has_passes: bool
     token_ids: bool
     prompts: Sequence[Sequence[int]]
     include_usage: bool
@@ -123,6 +125,7 @@ def new_answer(
         spelling,
         logprobs=logprobs,
         provenance=bool(body.provenance),
+        has_passes=body.provenance == "tree",
         token_ids=bool(body.return_token_ids),
         prompts=[prompt for prompt in job.prompts for _ in range(job.n)],
         include_usage=body.include_usage or not body.stream,

@@ -8,6 +8,7 @@ from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.chat_writer import ChatWriter
 from server.chat.continuing import check_continued
 from server.chat.generation import Job
+from server.chat.passes import traced_nodes
 from server.chat.prepare import prepare
 from server.chat.received import ChatSource
 from server.chat.sampling import fitting_limit, sampling_params
@@ -65,6 +66,7 @@ async def chat_chunks(
         if params.stop
         else None,
         continued=asked.continued,
+        traced_nodes=traced_nodes(body),
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)
     answer = new_answer(model, body, job, spelling=spelling, logprobs=bool(body.logprobs))

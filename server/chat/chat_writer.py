@@ -3,9 +3,11 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from engine.parsing.parser import Parser
+from engine.pass_trace import PassTrace
 from server.chat.answer import Answer
 from server.chat.generation import Output
 from server.chat.logprobs import PlacedToken, chat_logprobs, token_origins
+from server.chat.passes import answer_passes
 from server.chat.reply import Reply
 from server.schemas.answers import (
     ChatChoice,
@@ -71,19 +73,22 @@ class ChatWriter:
         if tokens.is_replayed:
             deltas, ids = [], ()  # the client has them
         has_later = tokens.finish is not None
-        if not (deltas or has_later) and ids and answer.token_ids:  # all their text is held back
+        has_own_chunk = bool((ids and answer.token_ids) or tokens.traces)
+        if not (deltas or has_later) and has_own_chunk:  # all their text is held back
             deltas = [({}, [])]
         # The ids go into the last chunk that the output gives: who has them has all their text.
         for number, (delta, placed) in enumerate(deltas, 1):
-            own = () if has_later or number < len(deltas) else ids
-            yield self._choice_chunk(index, delta, placed, ids=own)
+            if has_later or number < len(deltas):
+                yield self._choice_chunk(index, delta, placed)
+            else:
+                yield self._choice_chunk(index, delta, placed, ids=ids, traces=tokens.traces)
         if tokens.finish is None:
             return
         answer.totals.add_reasoning(reply.num_reasoning_tokens)
         finish = reply.finish(tokens.finish)
         if self._has_old_calls and finish == "tool_calls":
             finish = "function_call"
-        last = self._choice_chunk(index, {}, ids=ids, finish=finish)
+        last = self._choice_chunk(index, {}, ids=ids, traces=tokens.traces, finish=finish)
         if tokens.stop_reason is not None:
             last["choices"][0]["stop_reason"] = tokens.stop_reason
         yield last
@@ -98,6 +103,7 @@ class ChatWriter:
         placed: Sequence[PlacedToken] = (),
         *,
         ids: Sequence[int] = (),
+        traces: Sequence[PassTrace] = (),
         finish: str | None = None,
     ) -> ChatChunk:
         entries = chat_logprobs(placed, self._answer.spelling)
@@ -111,6 +117,8 @@ class ChatWriter:
         }
         if self._answer.provenance:
             choice["provenance"] = token_origins(placed)
+        if self._answer.has_passes:
+            choice["passes"] = answer_passes(traces, self._answer.spelling)
         if self._answer.token_ids:
             choice["token_ids"] = list(ids)
         return self._new_chunk([choice], self._answer.costs(is_last=finish is not None))
@@ -148,6 +156,8 @@ def fold_chat(chunks: Iterable[ChatChunk], *, logprobs: bool) -> ChatCompletion:
                 choice["logprobs"]["content"] += piece["logprobs"]["content"]
             if "provenance" in piece:
                 choice.setdefault("provenance", []).extend(piece["provenance"])
+            if "passes" in piece:
+                choice.setdefault("passes", []).extend(piece["passes"])
             if "token_ids" in piece:
                 choice.setdefault("token_ids", []).extend(piece["token_ids"])
     assert last is not None, "a stream has at least one chunk"

@@ -35,6 +35,7 @@ class Job:
     answer_format: AnswerFormat | None = None  # None: stop strings count in the whole text
     # By index of the choice in the answer, the tokens that the client has, and that are not shown.
     continued: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    traced_nodes: int = 0  # of each prompt, as in `Generate`
 
     @property
     def num_choices(self) -> int:
@@ -86,8 +87,7 @@ async def generate(
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
         is_ranked, params = job.best_of > job.n, job.params
-        if is_ranked and params.logprobs is None:
-            params = replace(params, logprobs=0)
+        params = replace(params, logprobs=params.logprobs or 0) if is_ranked else params
         for i, prompt in enumerate(job.prompts):
             stream = model.engine.generate(
                 f"{job.id}-{i}",
@@ -99,6 +99,7 @@ async def generate(
                 job.prediction,
                 job.answer_format,
                 job.continued_of(i),
+                traced_nodes=job.traced_nodes,
                 on_prompt=functools.partial(note_prompt, i),
                 on_lost=functools.partial(note_lost, i),
             )

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from server.chat.answer import Caller, new_answer, new_id, note_left_out, run
 from server.chat.continuing import check_continued
 from server.chat.generation import Job
+from server.chat.passes import traced_nodes
 from server.chat.prepare import prepare_texts
 from server.chat.sampling import fitting_limit, sampling_params
 from server.chat.speculation import speculation_of
@@ -48,6 +49,7 @@ async def text_chunks(
         caller.key,
         speculation_of(body.speculation, model.info),
         continued=asked.continued,
+        traced_nodes=traced_nodes(body, len(asked.prompts)),
     )
     answer = new_answer(
         model, body, job, spelling=model.facts.bytes, logprobs=body.logprobs is not None

@@ -8,6 +8,7 @@ from server.chat.answer import Answer
 from server.chat.echo import Echo
 from server.chat.generation import Output
 from server.chat.logprobs import PlacedToken, TokenAligner, text_logprobs, token_origins
+from server.chat.passes import answer_passes
 from server.schemas.answers import Costs, TextChoice, TextCompletion, TextLogprobs
 
 
@@ -45,7 +46,8 @@ class TextWriter:
             tokens, placed = replace(tokens, ids=(), text="", prompt_logprobs=()), []
         text = echo.text + tokens.text
         ids = list(tokens.ids) if answer.token_ids else []
-        if not (text or placed or ids or tokens.prompt_logprobs or tokens.finish):
+        has_passes = bool(tokens.traces)
+        if not (text or placed or ids or has_passes or tokens.prompt_logprobs or tokens.finish):
             return
         is_first = index not in self._shown
         self._shown.add(index)
@@ -57,6 +59,8 @@ class TextWriter:
         }
         if answer.provenance:
             choice["provenance"] = token_origins(placed)
+        if answer.has_passes:
+            choice["passes"] = answer_passes(tokens.traces, answer.spelling)
         if answer.token_ids:
             choice["token_ids"] = ids
             if is_first:
@@ -103,6 +107,8 @@ def _extend_choice(choice: TextChoice, piece: TextChoice) -> None:
     choice["finish_reason"] = piece["finish_reason"]
     if "provenance" in choice:
         choice["provenance"] += piece["provenance"]
+    if "passes" in choice:
+        choice["passes"] += piece["passes"]
     if "token_ids" in choice:
         choice["token_ids"] += piece["token_ids"]
     whole, more = choice["logprobs"], piece["logprobs"]

@@ -13,12 +13,14 @@ from huggingface_hub.errors import CacheNotFound
 from engine.cache_files import check_cache
 from engine.messages import LoadProgress
 from engine.weights import hub
-from server.cli.console import Console, size_text, table
+from server.cli.console import Console, table
 from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, search_path
 from server.config.model_file import GGUF
 from server.config.registry import ModelEntry, Registry, make_entry, read_entries
+from server.metrics.load_speed import LoadMeter
 from server.models.plan_worker import as_json
+from server.sizes import size_text
 
 if TYPE_CHECKING:
     from engine.streaming.packed_cache import CacheEntry
@@ -41,8 +43,10 @@ def models(args: argparse.Namespace, env: Mapping[str, str], console: Console) -
 def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
     """Download a model and its draft, if it has one."""
 
-    def report(what: str, done: int, total: int) -> None:
-        console.progress(LoadProgress(what, done, total))
+    meter = LoadMeter()
+
+    def report(step: LoadProgress) -> None:
+        console.progress(meter.measure(step, time.monotonic()))
 
     spec = _find_entry(args.id, _read_entries(args, env)).spec
     wanted = [(spec.target.source, spec.target.revision)]

@@ -1,15 +1,23 @@
-"""The terminal output of the command line: log lines, and one line of progress in place."""
+"""The terminal output of the command line: log lines, and one line of progress in place.
+
+The server prints here too, so nothing is imported that takes memory, such as `rich`.
+"""
 
 import contextlib
 import logging
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from typing import TextIO
 
 from engine.errors import escaped
-from engine.messages import LoadProgress
+from server.metrics.load_speed import percent_of, step_figures, step_text
+from server.schemas.status import LoadStep
 
-STEP = 10  # percent between two lines of progress where a line cannot be overwritten
+# Between two lines of progress of a step, where a line cannot be overwritten.
+LINE_PERCENT, LINE_SECONDS = 10, 5.0
+BAR = 24  # cells of a bar of progress
 
 
 class Console:
@@ -22,7 +30,7 @@ class Console:
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._is_line_open = False  # the last line is one of progress, without a line end
-        self._last: tuple[str, int] | None = None
+        self._last = ("", -1, 0.0)  # the step of the last line of progress, its percent and time
 
     def line(self, text: str) -> None:
         """Print a text of one or more lines, in place of an open line of progress."""
@@ -31,20 +39,32 @@ class Console:
         shown = "\n".join(map(escaped, text.split("\n")))
         self._write(f"{lead}{shown}\n")
 
-    def progress(self, step: LoadProgress) -> None:
-        """Show a step of a load: in place on a terminal, as a line every ten percent in a file."""
-        percent = 100 * step.done // step.total if step.total else 0
-        key = (step.what, percent if self._is_terminal else percent - percent % STEP)
-        if key == self._last:
-            return
-        self._last = key
-        what = escaped(step.what)
-        text = f"  {what} {percent:3d} %" if step.total else f"  {what}"
+    def progress(self, step: LoadStep) -> None:
+        """Show a step of a load: with a bar on a terminal, elsewhere in few lines."""
         if not self._is_terminal:
-            self.line(text)
+            if self._is_line_due(step, time.monotonic()):
+                self.line(f"  {step_text(step)}")
             return
-        self._write(f"\r\x1b[K{text}")
+        percent = percent_of(step)
+        parts = [escaped(step["what"])]
+        if percent is not None:
+            filled = BAR * min(percent, 100) // 100
+            parts += ["━" * filled + "─" * (BAR - filled), f"{percent:3d} %"]
+        text = "  " + "  ".join([*parts, *step_figures(step)])
+        columns = shutil.get_terminal_size().columns
+        self._write(f"\r\x1b[K{text[: max(1, columns - 1)]}")
         self._is_line_open = True
+
+    def _is_line_due(self, step: LoadStep, now: float) -> bool:
+        """Return whether to print a line about a step, and note that it is printed."""
+        percent = percent_of(step) or 0
+        what, last_percent, at = self._last
+        is_new = step["what"] != what
+        is_over = percent == 100 and last_percent != 100
+        is_later = percent >= last_percent + LINE_PERCENT and now >= at + LINE_SECONDS
+        if is_new or is_over or is_later:
+            self._last = (step["what"], percent, now)
+        return is_new or is_over or is_later
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -69,16 +89,6 @@ class _LogLines(logging.Handler):
             self._console.line(self.format(record))
         except ValueError:  # the stream is closed, which must not break a request
             self.handleError(record)
-
-
-def size_text(nbytes: int) -> str:
-    """Return a number of bytes as text, such as "7.2 GB"."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from server.cli.console import Console, table
 from server.cli.remote import ENV_URL, Remote, RemoteError, choose_url, connect, connect_to
 from server.cli.servers import running_servers, wait_for_end
+from server.metrics.load_speed import step_text
 from server.schemas.status import ModelStatus, ServerStatus
 
 END_S = 60.0  # for a server whose requests end; its own limit is `shutdown_timeout`
@@ -65,8 +66,7 @@ def state_text(model: ModelStatus) -> str:
     step = model.get("step")
     if step is None:
         return model["state"]
-    percent = f" {100 * step['done'] // step['total']} %" if step["total"] else ""
-    return f"{model['state']}: {step['what']}{percent}"
+    return f"{model['state']}: {step_text(step)}"
 
 
 def tiers_text(model: ModelStatus) -> str:

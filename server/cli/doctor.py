@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine.errors import escaped
-from server.cli.console import size_text
 from server.cli.servers import running_servers
 from server.config.files import ConfigError, asked_folder, search_path
 from server.config.registry import read_entries
 from server.config.settings import load_settings
+from server.sizes import size_text
 
 if TYPE_CHECKING:
     from engine.planning.checkup import Checkup

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fastapi import FastAPI
 
-from engine.messages import LoadProgress
 from engine.process.client import EngineClient
 from server.config.registry import Registry
 from server.config.settings import Settings
@@ -27,6 +26,7 @@ from server.http.state import App, AppState
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.models.planner import Planner
+from server.schemas.status import LoadStep
 from server.text.client import TextProcess, TextWork
 
 # The modules of the functions that the text process runs, which it imports at its start.
@@ -49,7 +49,7 @@ def create_app(
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
     planner: Planner | None = None,
-    progress: Callable[[LoadProgress], None] = lambda _: None,
+    progress: Callable[[LoadStep], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
 

@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from engine.errors import EngineDied, EngineError, QueueFull
+from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
 from engine.parsing.selection import (
     FALLBACK,
@@ -27,10 +28,12 @@ from engine.spec import ModelSpec
 from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
-from server.errors import ApiError, as_api_error
+from server.errors import ApiError, reason_of
+from server.metrics.load_speed import LoadMeter, step_text
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.statistics import EngineStatistics
+from server.schemas.status import LoadStep
 from server.text.client import TextWork
 from server.text.messages import TextFacts
 
@@ -46,7 +49,6 @@ NO_TEMPLATE = (
     "the model's file to a .jinja file, such as that of the repository that the model is made of"
 )
 SHUTTING_DOWN = "The server is shutting down."
-IN_THE_LOG = "Something failed in the server. Its log has the reason."
 
 
 class EngineFactory(Protocol):
@@ -130,7 +132,7 @@ class Models:
         metrics: Metrics,
         text: TextWork,
         engine_factory: EngineFactory = EngineClient,
-        progress: Callable[[LoadProgress], None] = lambda _: None,
+        progress: Callable[[LoadStep], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -140,9 +142,10 @@ class Models:
         self._current: LoadedModel | None = None
         self._swap: asyncio.Task[None] | None = None
         self._loading: ModelEntry | None = None
-        self._step: LoadProgress | None = None  # the latest one, of a load or a restart
+        self._meter = LoadMeter()
+        self._step: LoadStep | None = None  # the latest one, of a load or a restart
         self._unloading = False
-        self._failures: dict[str, str] = {}
+        self.failures: dict[str, str] = {}  # why the latest load of a model failed, by id
         self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -169,14 +172,9 @@ class Models:
         return self._unloading
 
     @property
-    def step(self) -> LoadProgress | None:
+    def step(self) -> LoadStep | None:
         """The latest step of a load or restart; None before the first one."""
         return self._step
-
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """The reasons why the latest load of a model failed, by the model's id."""
-        return self._failures
 
     @property
     def num_waiting(self) -> int:
@@ -255,7 +253,7 @@ class Models:
         model = await self._turn(waiter, timeout)
         try:
             if model.engine.state == "restarting":
-                wait.set_reason(lambda: "the engine restarts")
+                wait.set_reason(lambda: f"the engine restarts{self._step_text()}")
                 await model.restart(max(0.0, deadline - loop.time()))
             yield model
         finally:
@@ -285,7 +283,12 @@ class Models:
         if waiter not in self._waiters:  # it has its model and has left the queue
             return "waiting"
         what = "waiting for" if self._loading is None else "loading"
-        return in_line(f"{what} {self._waiters[0].entry.id}", self._waiters.index(waiter) + 1)
+        own = f"{what} {self._waiters[0].entry.id}{self._step_text()}"
+        return in_line(own, self._waiters.index(waiter) + 1)
+
+    def _step_text(self) -> str:
+        """Return the latest step of a load or restart, as the end of a line."""
+        return "" if self._step is None else f": {step_text(self._step)}"
 
     def _withdraw(self, waiter: _Waiter) -> None:
         if not waiter.granted.done():
@@ -312,7 +315,7 @@ class Models:
                 self._waiters.popleft().granted.set_result(current.borrow())
             elif current is None or current.num_borrowers == 0:
                 self._loading, self._step = entry, None
-                self._failures.pop(entry.id, None)
+                self.failures.pop(entry.id, None)
                 self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
             else:
@@ -365,11 +368,7 @@ class Models:
         error = None if swap.cancelled() else swap.exception()
         if error is not None:
             log.error("%s could not be loaded", entry.id)  # the waiting requests get the reason
-            self._failures[entry.id] = (
-                as_api_error(error).message
-                if isinstance(error, ApiError | EngineError)
-                else IN_THE_LOG
-            )
+            self.failures[entry.id] = reason_of(error)
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
         self._advance()
 
@@ -388,8 +387,8 @@ class Models:
         self._advance()
 
     def _note_step(self, step: LoadProgress) -> None:
-        self._step = step
-        self._progress(step)
+        self._step = self._meter.measure(step, time.monotonic())
+        self._progress(self._step)
 
     def _refuse(self, waiters: list[_Waiter], error: BaseException) -> None:
         for waiter in waiters:

@@ -85,7 +85,9 @@ def as_json(found: "Preview", entry: ModelEntry, what_if: "WhatIf") -> str:
     plan["device_bytes"] = found.scheme.plan.device_bytes
     plan["host_bytes"] = found.scheme.plan.host_bytes
     plan["tiers"] = dict(Counter(found.scheme.plan.tiers))
-    unit_bytes = list(found.scheme.demand.unit_bytes)
+    unit_bytes, link_bytes = found.scheme.demand.unit_bytes, found.scheme.demand.link_bytes
+    placed = zip(link_bytes, found.scheme.plan.tiers, strict=True)
+    plan["disk_unit_bytes"] = sum(nbytes for nbytes, tier in placed if tier == "disk")
     return json.dumps(
         {
             **values,
@@ -93,8 +95,8 @@ def as_json(found: "Preview", entry: ModelEntry, what_if: "WhatIf") -> str:
             "packed": scheme["packed"],
             "coded": scheme["coded"],
             "plan": plan,
-            "unit_bytes": unit_bytes,
-            "link_bytes": list(found.scheme.demand.link_bytes),
+            "unit_bytes": list(unit_bytes),
+            "link_bytes": list(link_bytes),
             "forecast": scheme["forecast"],
             "file": planned_yaml(entry, scheme["method"], what_if.device_memory, what_if.ram),
         },

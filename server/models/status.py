@@ -43,7 +43,7 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
         "state": state,
     }
     if state in ("loading", "restarting") and (step := models.step) is not None:
-        status["step"] = {"what": step.what, "done": step.done, "total": step.total}
+        status["step"] = step
     if (failure := models.failures.get(entry.id)) is not None:
         status["error"] = failure
     current = models.in_memory

@@ -141,6 +141,36 @@ TokenOrigin = TypedDict(
 )
 
 
+class DraftNode(TypedDict):
+    """A drafted token in the tree of a pass."""
+
+    parent: int  # its index among the pass's nodes; -1: the token before the tree
+    id: int
+    token: str  # the text of the token
+    source: str  # the name of the draft that proposed it, or "grammar"
+    score: float  # log-probability of the path down to it, by the draft
+    accepted: bool  # whether the answer has it
+
+
+AnswerPass = TypedDict(
+    "AnswerPass",
+    {
+        "pass": int,  # number of the choice's pass, from 1
+        "tokens": int,  # emitted for the choice; 0 while its prompt is computed
+        "own_rows": int,  # of the choice: tokens of its prompt, or its last token and the drafted
+        "rows": int,  # of all requests of the pass
+        "sequences": int,  # choices of all requests that ran in the pass
+        "pass_ms": float,
+        "draft_ms": float,  # drafting before the pass
+        "copy_stall_ms": float,  # of the pass, spent waiting for weights
+        "link_bytes": int,  # weights that travelled, for all requests
+        "nodes": list[DraftNode],  # parents first
+        "nodes_left_out": int,  # rejected ones that are not among `nodes`
+        "passes_left_out": int,  # passes of the prompt before this one that are not reported
+    },
+)
+
+
 class Delta(TypedDict, total=False):
     """What one chunk adds to a choice's message."""
 
@@ -167,6 +197,7 @@ class ChatChunkChoice(TypedDict):
     finish_reason: str | None
     stop_reason: NotRequired[str | int]  # the stop string or stop token that ended it
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
+    passes: NotRequired[list[AnswerPass]]  # with the provenance "tree"
     token_ids: NotRequired[list[int]]  # an extension, when asked for
 
 
@@ -199,6 +230,7 @@ class ChatChoice(TypedDict):
     finish_reason: str | None
     stop_reason: NotRequired[str | int]
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
+    passes: NotRequired[list[AnswerPass]]  # with the provenance "tree"
     token_ids: NotRequired[list[int]]  # an extension, when asked for
 
 
@@ -228,6 +260,7 @@ class TextChoice(TypedDict):
     logprobs: TextLogprobs | None
     finish_reason: str | None
     provenance: NotRequired[list[TokenOrigin]]  # an extension, when asked for
+    passes: NotRequired[list[AnswerPass]]  # with the provenance "tree"
     prompt_token_ids: NotRequired[list[int]]  # in the first chunk of the choice
     token_ids: NotRequired[list[int]]  # an extension, when asked for
 

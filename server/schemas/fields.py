@@ -172,6 +172,13 @@ class SpeculationOptions(Body):
     max_rows: Annotated[Int, Field(ge=1)] | None = None
 
 
+def _check_provenance(value: object) -> object:
+    if isinstance(value, bool) or value in (None, "tree"):
+        return value
+    raise PydanticCustomError("provenance_type", "Input should be true, false or 'tree'")
+
+
+Provenance = Annotated[bool | Literal["tree"], BeforeValidator(_check_provenance)]
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]],
     Field(
@@ -198,7 +205,8 @@ class GenerationBody(Body):
     logit_bias: LogitBias | None = None
     # extensions of this server
     speculation: SpeculationOptions | None = None
-    provenance: bool | None = None  # whether the answer says for each token what proposed it
+    # Whether the answer says for each token what proposed it; "tree": it also has the passes.
+    provenance: Provenance | None = None
     return_token_ids: bool | None = None  # whether it has the ids of the prompt and of its tokens
     # extensions that local clients send
     top_k: Annotated[Int, Field(ge=-1)] | None = None

@@ -17,7 +17,10 @@ class LoadStep(TypedDict):
 
     what: str
     done: int
-    total: int  # in the unit of `done`; 0 where it is unknown
+    total: int  # 0 where it is unknown
+    unit: Literal["bytes", "tokens", "steps"]  # of `done` and `total`
+    per_second: float  # over the last seconds; 0 while it is unknown
+    seconds_left: float | None  # null while it is unknown
 
 
 class ModelStatus(TypedDict):

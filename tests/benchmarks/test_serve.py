@@ -62,10 +62,11 @@ def test_clients_get_all_characters_and_tokens_over_http() -> None:
     requests = [make_request(str(n), [50 + n], params) for n in range(3)]
     with front_end(spec, factory) as port:
         streams = ask_all(port, requests)
+        traced = ask_all(port, serve._asked(requests, with_trees=True))
         with pytest.raises(EngineError, match="prompt"):
             ask_all(port, [make_request("empty", [], params)])
     expected = serve.run_paced_engine(requests)
-    assert [s.num_tokens for s in streams] == [10, 10, 10]
+    assert [s.num_tokens for s in streams] == [s.num_tokens for s in traced] == [10, 10, 10]
     assert [s.num_characters for s in streams] == [s.num_characters for s in expected]
 
 

@@ -18,6 +18,7 @@ from engine.messages import (
     Audited,
     Failed,
     Generate,
+    LoadProgress,
     ModelInfo,
     PassStats,
     ReportProgress,
@@ -147,9 +148,9 @@ class FakeEngine:
         on_pass_progress: OnPassProgress,
         on_prompt: OnPrompt,
     ) -> "FakeEngine":
-        progress("loading", 0, 2)
+        progress(LoadProgress("loading", 0, 2))
         _fail_if_asked(spec)
-        progress("loading", 2, 2)
+        progress(LoadProgress("loading", 2, 2))
         return cls(spec, on_pass_progress, on_prompt)
 
     def compile(self, request: Generate) -> None:

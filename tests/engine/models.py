@@ -117,9 +117,7 @@ def load(folder: Path, draft: DraftSpec, **changes: Any) -> Engine:
     """Return a loaded engine, which conftest.py closes at the end of the test."""
     own = Hooks()
     spec = model_spec(folder, draft, **changes)
-    engine = Engine.load(
-        spec, lambda what, done, total: None, own.on_pass_progress, own.report_prompt
-    )
+    engine = Engine.load(spec, lambda step: None, own.on_pass_progress, own.report_prompt)
     _loaded.append(engine)
     _hooks[engine] = own
     return engine

@@ -78,7 +78,7 @@ def _load(folder: Path) -> str:
         stream=StreamSpec(tier="ram", slots=2),
     )
     try:
-        engine = Engine.load(spec, lambda what, done, total: None)
+        engine = Engine.load(spec, lambda step: None)
     except ModelError as error:
         return str(error)
     for grammar in ("", 'start: "a"'):

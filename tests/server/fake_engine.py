@@ -27,6 +27,7 @@ from engine.messages import (
     TokenLogprob,
     Tokens,
 )
+from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.admission import check_request
 from engine.process.client import NOTHING, EngineClient
 from engine.process.engine_process import EngineCallbacks, State
@@ -242,6 +243,7 @@ class FakeEngine:
         answer_format: AnswerFormat | None = None,
         continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
+        traced_nodes: int = 0,
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
@@ -260,6 +262,7 @@ class FakeEngine:
             tuple(prediction),
             answer_format,
             emitted=tuple(tails),
+            traced_nodes=traced_nodes,
         )
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
@@ -372,6 +375,9 @@ class FakeEngine:
                     if finish is None
                     else _stats(message, rules.num_tokens, len(passes) + 1),
                     is_replayed=is_replayed,
+                    traces=(_trace(ids, len(passes) + 1),)
+                    if message.traced_nodes and not is_replayed
+                    else (),
                 )
             )
         if params.prompt_logprobs is not None and choice == 0 and not given:
@@ -384,6 +390,31 @@ def _origins(count: int, pass_number: int) -> tuple[Origin, ...]:
     """Return the origins of a pass in which all but the last token were drafted."""
     drafted = [Origin("subspec", depth, pass_number) for depth in range(1, count)]
     return (*drafted, Origin("target", 0, pass_number))
+
+
+def _trace(ids: Sequence[int], number: int) -> PassTrace:
+    """Return the trace of such a pass, whose tree has one rejected node more."""
+    tokens = (*ids[:-1], ord("?"))
+    last = len(tokens) - 1
+    nodes = DraftedNodes(
+        parents=tuple(range(-1, last)),
+        tokens=tokens,
+        sources=("subspec",) * len(tokens),
+        scores=tuple(-0.5 * depth for depth in range(1, len(tokens) + 1)),
+        accepted=(*(True,) * last, False),
+    )
+    return PassTrace(
+        number=number,
+        tokens=len(ids),
+        own_rows=len(tokens) + 1,
+        rows=9,
+        sequences=2,
+        pass_ms=20.0,
+        draft_ms=1.25,
+        copy_stall_ms=12.5,
+        link_bytes=1000,
+        nodes=nodes,
+    )
 
 
 def _logprob(token: int, choice: int, num_top: int) -> TokenLogprob:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from engine.kv.page_pool import PAGE, PagePool
-from engine.messages import ReportProgress
+from engine.messages import LoadProgress, ReportProgress
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
@@ -177,7 +177,8 @@ class GraphedSteps:
                 log.warning("draft steps of %s run without a CUDA graph: %s", bucket, error)
                 if not isinstance(error, torch.OutOfMemoryError):
                     break  # an operation that no graph can hold; where memory is short, smaller fit
-            progress("capturing the draft's steps", number, len(buckets))
+            what = "capturing the draft's steps"
+            progress(LoadProgress(what, number, len(buckets), "steps"))
         return len(self._graphs)
 
     def logits(self, embedded: Sequence[Tensor], batch: Batch) -> Tensor | None:

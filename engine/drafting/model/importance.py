@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.errors import ModelError
 from engine.kv.cache import KVCache
 from engine.kv.page_table import PageTable
-from engine.messages import ReportProgress
+from engine.messages import LoadProgress, ReportProgress
 from engine.model.attention import Batch
 from engine.model.decoder import Decoder
 from engine.model.segment import Segment
@@ -164,7 +164,8 @@ def _write_texts(
             for done in range(1, TEXT_TOKENS + 1):
                 logits = _run(decoder, cache, tables, [[token] for token in chosen])
                 chosen = _draw(logits, generator)
-                progress("measuring inputs for the substitutes", done, TEXT_TOKENS)
+                what = "measuring inputs for the substitutes"
+                progress(LoadProgress(what, done, TEXT_TOKENS, "tokens"))
     finally:
         for table in tables:
             cache.close(table)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -44,6 +44,7 @@ from engine.drafting.model.substitutes import (
 )
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
+from engine.messages import LoadProgress
 from engine.model.binder import bind
 from engine.model.decoder import Decoder
 from engine.model.library import build_on_meta
@@ -131,13 +132,16 @@ class _Parts:
                 bind(modules[index], self._target.stream.resident(unit))
         if substitutes is not None:
             buffer = allocate_host_buffer(max(layout.nbytes for layout in substitutes.layouts))
+            total = sum(layout.nbytes for layout in substitutes.layouts)
+            done = 0
             for index, layout in enumerate(substitutes.layouts):
                 if index not in self._shared:
                     substitutes.read(index, buffer)
                     fields = layout.views(buffer)
                     modules[index] = substitute_unit(modules[index], fields, device)
                     warm_up_products(modules[index])
-                context.progress("loading the substitutes", index + 1, len(modules))
+                done += layout.nbytes
+                context.progress(LoadProgress("loading the substitutes", done, total))
         model.set_output_embeddings(modules[-1])
         tensors = self._target.tensors
         return Decoder(model, BoundWeights(), tensors, device=device, strict=False), modules
@@ -160,7 +164,7 @@ class _Parts:
                 context.spec.id,
                 self._identity(kernel, is_fitted=importance is not None),
                 context.spec.memory.cache,
-                lambda _, done, total: context.progress("making the substitutes", done, total),
+                lambda step: context.progress(replace(step, what="making the substitutes")),
             )
             closing_units = stack.enter_context(ExitStack())
             closing_units.callback(units.close)

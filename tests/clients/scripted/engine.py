@@ -17,6 +17,7 @@ from engine.errors import RequestError
 from engine.messages import (
     Failed,
     Generate,
+    LoadProgress,
     ModelInfo,
     Origin,
     PassStats,
@@ -135,7 +136,7 @@ class ScriptedEngine:
         cls, spec: ModelSpec, progress: ReportProgress, on_pass: OnPassProgress, on_prompt: OnPrompt
     ) -> "ScriptedEngine":
         """Return an engine; see `engine.process.worker.Load`."""
-        progress("loading", 1, 1)
+        progress(LoadProgress("loading", 1, 1))
         return cls(spec, on_pass, on_prompt)
 
     def compile(self, request: Generate) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from engine.errors import EngineDied, QueueFull, RequestError
 from engine.messages import Generate, SamplingParams, Tail, Tokens
+from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.client import EngineClient
 from engine.process.engine_process import EngineCallbacks
 from engine.process.suspects import GOOD_TOKENS
-from engine.process.token_stream import RunningRequest
+from engine.process.token_stream import MAX_UNREAD, EventQueue, RunningRequest
 from tests.engine.fake_engine import (
     CHANGING,
     ENDLESS,
@@ -287,3 +288,20 @@ async def test_a_kept_token_takes_eight_bytes(is_continued: bool) -> None:
     assert request.next_message("f").emitted == (Tail(0, ids, is_read=not is_continued),)
     assert kept < 9 * len(ids)
     assert not request.message.emitted, "each of these would take 36 bytes more"
+
+
+async def test_a_client_that_reads_slowly_gets_no_rejected_nodes() -> None:
+    nodes = DraftedNodes(
+        (-1, 0, 0), (5, 6, 7), ("a", "a", "b"), (-0.1, -0.2, -0.3), (True, True, False)
+    )
+    trace = PassTrace(1, 3, 4, 4, 1, 1.0, 0.0, 0.0, 0, nodes)
+    events: EventQueue = asyncio.Queue()
+    message = Generate("r", (1,), SamplingParams(), traced_nodes=99)
+    running = RunningRequest(message, events, None, None, 99)
+    for _ in range(MAX_UNREAD + 1):
+        running.deliver(Tokens("r", 0, (5, 6, 8), "", traces=(trace,)))
+    got = [events.get_nowait() for _ in range(MAX_UNREAD + 1)]
+    assert all(isinstance(own, Tokens) and own.traces == (trace,) for own in got[:-1])
+    last = got[-1]
+    assert isinstance(last, Tokens)
+    assert (last.traces[0].nodes.tokens, last.traces[0].nodes_left_out) == ((5, 6), 1)

@@ -281,7 +281,7 @@ def test_a_damaged_generation_config_is_found_before_weights_are_read(tmp_path: 
     (folder / "generation_config.json").write_text("{")
     steps: list[str] = []
     with pytest.raises(ModelError, match=r"generation_config\.json: not valid JSON"):
-        Engine.load(model_spec(folder, PLAIN), lambda what, done, total: steps.append(what))
+        Engine.load(model_spec(folder, PLAIN), lambda step: steps.append(step.what))
     assert steps == []
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.cache_files import unit_name
 from engine.errors import ModelError
+from engine.messages import LoadProgress
 from engine.spec import Tier
 from engine.streaming.coded import CodedUnits, DecodedUnits
 from engine.streaming.cpu_link import CODED_STAGING, CpuDevice
@@ -62,7 +63,7 @@ class Copies(UnitReader):
         int4.quantize(self._plain.expected(index)["q.weight"], *fields)
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: LoadProgress) -> None:
     pass
 
 

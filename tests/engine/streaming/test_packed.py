@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.cache_files import INDEX, cache_root, unit_name
 from engine.errors import ModelError
+from engine.messages import LoadProgress
 from engine.streaming.packed import PackedUnits, pack
 from engine.streaming.packed_cache import (
     CacheEntry,
@@ -41,7 +42,7 @@ class RandomUnits(UnitReader):
             view.view(-1).view(torch.uint8).copy_(data)
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: LoadProgress) -> None:
     pass
 
 
@@ -64,14 +65,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_packed_units_equal_those_of_the_reader(root: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    told: list[LoadProgress] = []
     reader = RandomUnits()
-    units = pack(reader, root / "m", "key", lambda *line: told.append(line))
+    units = pack(reader, root / "m", "key", told.append)
     assert_same(units, reader)
     assert_same(PackedUnits(root / "m", "key"), reader)
     total = reader.stored_bytes
-    assert [done for _, done, _ in told] == [total * i // 4 for i in (1, 2, 3, 4)]
-    assert all(total == line[2] for line in told)
+    assert [step.done for step in told] == [total * i // 4 for i in (1, 2, 3, 4)]
+    assert all(total == step.total for step in told)
 
 
 def test_unit_files_are_whole_pages(root: Path) -> None:
@@ -122,8 +123,8 @@ from pathlib import Path
 from engine.streaming.packed import pack
 from tests.engine.streaming.test_packed import RandomUnits
 
-def kill_in_the_middle(what, done, total):
-    if done == total // 4 * {quarters}:
+def kill_in_the_middle(step):
+    if step.done == step.total // 4 * {quarters}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 pack(RandomUnits(), Path(sys.argv[1]), "key", kill_in_the_middle)
@@ -150,7 +151,7 @@ def test_a_running_packing_is_not_removed(root: Path) -> None:
     """Another engine packs the same model meanwhile, and its result is the one that is kept."""
     inner: list[PackedUnits] = []
 
-    def pack_again(what: str, done: int, total: int) -> None:
+    def pack_again(step: LoadProgress) -> None:
         if not inner:
             inner.append(pack(RandomUnits(), root / "m", "key", silent))
 
@@ -235,7 +236,7 @@ def test_a_model_is_packed_once(root: Path) -> None:
     assert entry.model == "org/m" and entry.path.parent == root
     assert entry.nbytes > RandomUnits().stored_bytes
 
-    def packs_again(what: str, done: int, total: int) -> None:
+    def packs_again(step: LoadProgress) -> None:
         raise AssertionError("packed twice")
 
     assert_same(open_or_pack(RandomUnits(), "org/m", "a", None, packs_again), RandomUnits())

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.messages import LoadProgress
 from engine.spec import Tier
 from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.ring import LayerStream, OnWait
@@ -324,14 +325,17 @@ def test_resident_tensors_never_change_and_are_read_once() -> None:
 
 
 def test_loading_reports_each_unit() -> None:
-    reported: list[tuple[str, int, int]] = []
+    reported: list[LoadProgress] = []
     units = NumberedUnits(4)
     tiers: list[Tier] = ["resident", "disk", "ram", "ram"]
-    stream = LayerStream(
-        units, tiers, device=CPU, slots=1, progress=lambda *step: reported.append(step)
-    )
+    stream = LayerStream(units, tiers, device=CPU, slots=1, progress=reported.append)
     stream.close()
-    assert reported == [("weights", 1, 3), ("weights", 2, 3), ("weights", 3, 3)]
+    first, second, third = (units.layouts[unit].nbytes for unit in (0, 2, 3))
+    total = first + second + third
+    assert reported == [
+        LoadProgress("loading the weights", done, total, "bytes")
+        for done in (first, first + second, total)
+    ]
 
 
 def test_slots_are_page_aligned_and_allocated_once() -> None:

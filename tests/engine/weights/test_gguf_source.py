@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from engine.cache_files import INDEX
 from engine.errors import ModelError
+from engine.messages import LoadProgress
 from engine.streaming.packed_cache import entries, remove
 from engine.weights.gguf_source import choose_files, quantizations
 from engine.weights.hub import identity_of, locate, resolve
@@ -19,7 +20,7 @@ from tests.engine.checkpoints import save_tiny
 from tests.engine.gguf_files import write_gguf
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: LoadProgress) -> None:
     pass
 
 

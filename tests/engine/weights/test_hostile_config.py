@@ -156,4 +156,4 @@ def test_the_error_of_a_folder_without_a_checkpoint_says_what_it_has(
         changed(folder, tmp_path)
     (tmp_path / name).write_text("{}")
     with pytest.raises(ModelError, match=advice):
-        read_index(resolve(str(tmp_path), None, lambda what, done, total: None).folder)
+        read_index(resolve(str(tmp_path), None, lambda step: None).folder)

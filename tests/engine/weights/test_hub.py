@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._paths import filter_repo_objects
 
 from engine.errors import ModelError
+from engine.messages import LoadProgress
 from engine.weights import hub
 from engine.weights.hub import locate, resolve, text_digest
 from engine.weights.shards import read_index
@@ -31,7 +32,7 @@ from tests.engine.checkpoints import save_tiny
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: LoadProgress) -> None:
     pass
 
 
@@ -223,11 +224,11 @@ def test_a_plan_gets_what_names_the_format_of_the_weights(
 
 
 def test_a_downloaded_model_is_identified_by_its_commit(fake: FakeHub) -> None:
-    told: list[tuple[str, int, int]] = []
-    found = resolve("org/m", "main", lambda *line: told.append(line))
+    told: list[LoadProgress] = []
+    found = resolve("org/m", "main", told.append)
     assert found.folder == fake.folder and found.identity.split("-")[0] == COMMIT
     assert fake.calls == ["list", "download"]
-    assert told[-1] == ("downloading org/m", 2000, 2000)
+    assert told[-1] == LoadProgress("downloading org/m", 2000, 2000, "bytes")
 
 
 def test_an_overwritten_snapshot_has_another_identity(fake: FakeHub) -> None:

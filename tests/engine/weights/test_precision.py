@@ -78,7 +78,7 @@ def test_a_conversion_is_logged_with_its_reason(
     folder = folder_that_names(named, torch.float32, tmp_path)
     add_tokenizer(folder)
     caplog.set_level("INFO")
-    files = TargetFiles(spec_of(folder, **target), lambda what, done, total: None)
+    files = TargetFiles(spec_of(folder, **target), lambda step: None)
     files.log_remarks()
     files.units.close()
     logged = [record.getMessage() for record in caplog.records]

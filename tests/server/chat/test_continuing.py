@@ -149,6 +149,16 @@ async def test_provenance_names_tokens_that_were_given(
     ]
 
 
+async def test_the_passes_of_a_continuation_are_its_own(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.answers = lambda _: ids_of("Hello there.")
+    fields = {"provenance": "tree", "seed": 1, "max_tokens": 8, "stream": True}
+    chunks = chunks_of((await chat(client, continue_tokens=list(ids_of("He")), **fields)).text)
+    passes = [own for chunk in chunks for own in chunk["choices"][0]["passes"]]
+    assert sum(own["tokens"] for own in passes) == 6
+
+
 @pytest.mark.parametrize(
     ("ask", "fields", "param", "said"),
     [

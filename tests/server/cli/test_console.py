@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from engine.errors import escaped
-from engine.messages import LoadProgress
 from engine.streaming import packed_cache
 from server.cli import main
 from server.cli.console import Console, table
 from server.config import files
+from server.schemas.status import LoadStep
 
 ESCAPE = "evil\x1b[2J\x9b1m\r\u202egnp\udc80"
 SHOWN = "evil\\x1b[2J\\x9b1m\\r\\u202egnp\\udc80"
@@ -42,12 +42,61 @@ def test_a_table_escapes_its_cells() -> None:
     ]
 
 
-def test_lines_and_progress_are_escaped() -> None:
+def step(what: str, done: int, total: int, speed: float = 0.0) -> LoadStep:
+    return {
+        "what": what,
+        "done": done,
+        "total": total,
+        "unit": "bytes",
+        "per_second": speed,
+        "seconds_left": (total - done) / speed if speed else None,
+    }
+
+
+def test_lines_and_progress_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     terminal = Terminal()
     console = Console(terminal)
-    console.progress(LoadProgress(f"downloading {ESCAPE}", 1, 2))
+    console.progress(step(f"downloading {ESCAPE}", 1, 2))
     console.line(f"one {ESCAPE}\ntwo")
-    assert terminal.getvalue() == (f"\r\x1b[K  downloading {SHOWN}  50 %\r\x1b[Kone {SHOWN}\ntwo\n")
+    bar = "━" * 12 + "─" * 12
+    assert terminal.getvalue() == (
+        f"\r\x1b[K  downloading {SHOWN}  {bar}   50 %  1 B of 2 B\r\x1b[Kone {SHOWN}\ntwo\n"
+    )
+
+
+def test_a_bar_on_a_terminal_has_amounts_speed_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "99")
+    terminal = Terminal()
+    Console(terminal).progress(step("packing", 3_200_000_000, 7_600_000_000, 1.1e9))
+    bar = "━" * 10 + "─" * 14
+    assert terminal.getvalue() == (
+        f"\r\x1b[K  packing  {bar}   42 %  3.2 GB of 7.6 GB  1.1 GB/s  4 s left"
+    )
+    monkeypatch.setenv("COLUMNS", "20")
+    Console(narrow := Terminal()).progress(step("packing", 1, 2))
+    assert len(narrow.getvalue()) == len("\r\x1b[K") + 19, "a longer line would wrap"
+
+
+def test_progress_in_a_file_is_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    console = Console(log := io.StringIO())
+    for percent in range(101):
+        now = 0.2 * percent
+        console.progress(step("packing", percent * 10**6, 10**8, 5e6))
+        console.progress(step("packing", percent * 10**6, 10**8, 5e6))
+    console.progress(step("loading the weights", 10**8, 10**8, 5e6))
+    assert log.getvalue().splitlines() == [
+        "  packing 0 %, 0 B of 100.0 MB, 5.0 MB/s, 20 s left",
+        "  packing 25 %, 25.0 MB of 100.0 MB, 5.0 MB/s, 15 s left",
+        "  packing 50 %, 50.0 MB of 100.0 MB, 5.0 MB/s, 10 s left",
+        "  packing 75 %, 75.0 MB of 100.0 MB, 5.0 MB/s, 5 s left",
+        "  packing 100 %, 100.0 MB of 100.0 MB, 5.0 MB/s",
+        "  loading the weights 100 %, 100.0 MB of 100.0 MB, 5.0 MB/s",
+    ]
 
 
 def test_commands_escape_the_names_of_folders(

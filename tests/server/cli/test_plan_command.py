@@ -145,6 +145,7 @@ def test_the_gains_are_sorted_and_the_best_is_first(capsys: Capture, folder: Pat
     assert any(gain["change"] == "link: 25 GB/s -> 50 GB/s" for gain in gains)
     alone = planned(capsys, str(folder), "--device-memory", "8GiB", "--ram", "4GiB")
     assert alone["plan"]["tiers"]["disk"] > 0
+    assert 0 < alone["plan"]["disk_unit_bytes"] < sum(alone["link_bytes"])
     assert any(gain["change"].startswith("memory.ram: 4 GiB -> ") for gain in alone["gains"])
 
 

@@ -86,6 +86,8 @@ USER = {"role": "user", "content": "hi"}
         ({"prediction": {"type": "content", "content": 5}}, "prediction.content", "invalid_type"),
         ({"prediction": [None]}, "prediction", "invalid_type"),
         ({"provenance": "yes"}, "provenance", "invalid_type"),
+        ({"provenance": 1}, "provenance", "invalid_type"),
+        ({"provenance": ["tree"]}, "provenance", "invalid_type"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
         ({"documents": [{"text": "t"}]}, "documents", "unsupported_parameter"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize", None),

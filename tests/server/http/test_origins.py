@@ -102,3 +102,86 @@ async def test_api_18_a_prediction_may_be_null_or_absent(
     assert (await chat(client)).status_code == 200
     assert (await chat(client, prediction=None)).status_code == 200
     assert [r.prediction for r in engines.engine.requests] == [(), ()]
+
+
+def expected_passes(bursts: list[str]) -> list[dict[str, Any]]:
+    """Return the passes that the fake engine reports for these emitted texts."""
+    found = []
+    for number, burst in enumerate(bursts, 1):
+        drafted = [*burst[:-1], "?"]
+        nodes = [
+            {
+                "parent": node - 1,
+                "id": ord(token),
+                "token": token,
+                "source": "subspec",
+                "score": -0.5 * (node + 1),
+                "accepted": node < len(drafted) - 1,
+            }
+            for node, token in enumerate(drafted)
+        ]
+        figures = {"pass_ms": 20.0, "draft_ms": 1.25, "copy_stall_ms": 12.5, "link_bytes": 1000}
+        counts = {"tokens": len(burst), "own_rows": len(drafted) + 1, "rows": 9, "sequences": 2}
+        left_out = {"nodes_left_out": 0, "passes_left_out": 0}
+        found.append({"pass": number, **counts, **figures, "nodes": nodes, **left_out})
+    return found
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_the_provenance_tree_has_the_passes_of_each_choice(
+    client: httpx.AsyncClient, engines: FakeEngines, ask: Any, n: int
+) -> None:
+    engines.script.answers = lambda k: ids_of("Hello there."[k:])
+    fields: dict[str, Any] = {"provenance": "tree", "n": n, "max_tokens": 9}
+    whole = (await ask(client, **fields)).json()
+    *chunks, _ = events((await ask(client, stream=True, **fields)).text)
+    for choice in whole["choices"]:
+        k = choice["index"]
+        assert choice["passes"] == expected_passes(
+            ["Hello there."[k:][start : start + 3] for start in (0, 3, 6)]
+        )
+        assert len(choice["provenance"]) == 9
+        parts = [own for chunk in chunks for own in chunk["choices"] if own["index"] == k]
+        assert [own for part in parts for own in part["passes"]] == choice["passes"]
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+async def test_a_pass_whose_text_is_held_back_is_reported_at_once(
+    client: httpx.AsyncClient, engines: FakeEngines, ask: Any
+) -> None:
+    engines.script.answers = lambda _: ids_of("ab<stop>cd")
+    fields: dict[str, Any] = {"provenance": "tree", "stop": ["<stopped>"], "max_tokens": 9}
+    *chunks, _ = events((await ask(client, stream=True, **fields)).text)
+    texts = {}
+    for chunk in chunks:
+        part = chunk["choices"][0]
+        for own in part["passes"]:
+            texts[own["pass"]] = part.get("text", part.get("delta", {}).get("content", ""))
+    assert texts[1] == "ab" and texts[2] in ("", None) and len(texts) == 3
+
+
+@pytest.mark.parametrize("provenance", [True, False, None])
+async def test_passes_are_absent_unless_requested(
+    client: httpx.AsyncClient, engines: FakeEngines, provenance: bool | None
+) -> None:
+    assert "passes" not in (await chat(client, provenance=provenance)).json()["choices"][0]
+    assert engines.engine.requests[0].traced_nodes == 0
+
+
+@pytest.mark.parametrize(
+    ("ask", "fields", "most"),
+    [
+        (chat, {}, 16_384),
+        (complete, {}, 16_384),
+        (complete, {"prompt": ["a", "b"]}, 8_192),
+        (complete, {"best_of": 2}, 16_384),
+        (complete, {"stream": True}, 1 << 62),
+        (chat, {"stream": True}, 1 << 62),
+    ],
+)
+async def test_an_answer_that_is_held_has_a_limited_number_of_nodes(
+    client: httpx.AsyncClient, engines: FakeEngines, ask: Any, fields: dict[str, Any], most: int
+) -> None:
+    await ask(client, provenance="tree", **fields)
+    assert {own.traced_nodes for own in engines.engine.requests} == {most}

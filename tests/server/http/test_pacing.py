@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from engine.errors import EngineDied, ModelError
+from engine.messages import LoadProgress
 from tests.server.conftest import MakeApp, chat, client_of, error_of, events, serving
 from tests.server.fake_engine import FakeEngines
 
@@ -60,6 +61,18 @@ async def test_comments_say_what_a_stream_waits_for(
         await wait_for_comment(others, second)  # it is sent again
         gate.set()
         rest = [line async for line in others]
+    assert "data: [DONE]" in rest
+
+
+async def test_comments_say_how_far_a_load_is(make_app: MakeApp, engines: FakeEngines) -> None:
+    engines.script.load_gate = asyncio.Event()
+    async with serving(make_app(**QUICK)) as url, streaming(url) as lines:
+        await wait_for_comment(lines, "loading main, position 1")
+        engines.engine.on_progress(LoadProgress("packing", 2 * 10**6, 8 * 10**6))
+        wanted = "loading main: packing 25 %, 2.0 MB of 8.0 MB, position 1"
+        await wait_for_comment(lines, wanted)
+        engines.script.load_gate.set()
+        rest = [line async for line in lines]
     assert "data: [DONE]" in rest
 
 

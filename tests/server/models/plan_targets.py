@@ -67,7 +67,7 @@ def small_plan(entry: ModelEntry, machine: Machine) -> Planned:
 
 def _places(device: int, ram: int) -> dict[str, Any]:
     return {
-        "tiers": {"resident": 8, "ram": 24},
+        "tiers": {"resident": 8, "ram": 16, "disk": 8},
         "ring_slots": 3,
         "num_pages": 256,
         "max_sequences": 8,
@@ -80,6 +80,7 @@ def _places(device: int, ram: int) -> dict[str, Any]:
         "other_bytes": 0,
         "state_bytes": 0,
         "ram_unit_bytes": ram // 2,
+        "disk_unit_bytes": 3 << 30,
         "staging_bytes": 0,
         "host_kv_bytes": 0,
         "embedding_bytes": 1 << 28,

@@ -169,14 +169,14 @@ def test_progress_is_reported_for_making_and_loading() -> None:
     def load_and_report() -> dict[str, tuple[int, int]]:
         last: dict[str, tuple[int, int]] = {}
         spec = model_spec(checkpoint("llama"), SUBSPEC)
-        engine = Engine.load(spec, lambda what, done, total: last.update({what: (done, total)}))
+        engine = Engine.load(spec, lambda own: last.update({own.what: (own.done, own.total)}))
         engine.close()
         return last
 
     first, second = load_and_report(), load_and_report()
     done, total = first["making the substitutes"]
     assert done == total > 0
-    assert first["loading the substitutes"] == second["loading the substitutes"] == (4, 4)
+    assert first["loading the substitutes"] == second["loading the substitutes"] == (done, total)
     assert "making the substitutes" not in second
 
 

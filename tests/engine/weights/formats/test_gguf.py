@@ -11,6 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from engine.messages import LoadProgress
 from engine.model.library import build_of_folder
 from engine.spec import DraftSpec, TargetSpec
 from engine.weights.family import read_config
@@ -38,7 +39,7 @@ from tests.engine.models import (
 BLOCKS = [type_ for type_ in TYPES.values() if not type_.is_plain]
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(step: LoadProgress) -> None:
     pass
 
 

@@ -10,8 +10,8 @@ import pytest
 from engine.errors import ModelError
 from engine.messages import LoadProgress
 from engine.process.engine_process import State
+from server.errors import IN_THE_LOG
 from server.metrics.passes import PassHistory
-from server.models.lending import IN_THE_LOG
 from tests.server.conftest import MakeApp, chat, client_of, error_of, serving
 from tests.server.fake_engine import FakeEngines
 from tests.server.metrics.test_prometheus import PASS, scrape
@@ -49,7 +49,14 @@ async def test_a_load_is_shown_with_its_latest_step(
     assert (main["state"], other["state"]) == ("loading", "unloaded") and "step" not in main
     engines.engine.on_progress(LoadProgress("packing", 3, 8))
     found = await status_of(client)
-    assert found["models"][0]["step"] == {"what": "packing", "done": 3, "total": 8}
+    assert found["models"][0]["step"] == {
+        "what": "packing",
+        "done": 3,
+        "total": 8,
+        "unit": "bytes",
+        "per_second": 0,
+        "seconds_left": None,
+    }
     assert found["queue"]["waiting_for_model"] == 1
     engines.script.load_gate.set()
     await asking
