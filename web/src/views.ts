@@ -12,7 +12,19 @@ export interface View {
   load?: () => Promise<ComponentType>;
 }
 
-export const VIEWS: readonly View[] = [{ name: "chat", title: "Chat", component: ChatView }];
+export const VIEWS: readonly View[] = [
+  { name: "chat", title: "Chat", component: ChatView },
+  {
+    name: "models",
+    title: "Models",
+    load: () => import("./views/models/models_view.tsx").then((module) => module.ModelsView),
+  },
+  {
+    name: "plan",
+    title: "Plan",
+    load: () => import("./views/plan/plan_view.tsx").then((module) => module.PlanView),
+  },
+];
 
 /** Return the view of a name; the first one for an unknown name. */
 export function viewOf(name: string): View {

@@ -8,12 +8,22 @@ export interface Model {
   capabilities?: string[];
 }
 
+export interface LoadStep {
+  what: string;
+  done: number;
+  total: number;
+  unit: "bytes" | "tokens" | "steps";
+  per_second: number;
+  seconds_left: number | null;
+}
+
 export interface ModelStatus {
   id: string;
   aliases: string[];
   default: boolean;
   state: "loaded" | "loading" | "restarting" | "unloading" | "unloaded";
-  step?: { what: string; done: number; total: number };
+  step?: LoadStep;
+  error?: string;
   context?: number;
   tiers?: Record<string, number>;
   draft?: string;
