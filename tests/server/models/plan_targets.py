@@ -86,6 +86,8 @@ def _places(device: int, ram: int) -> dict[str, Any]:
         "embedding_bytes": 1 << 28,
         "making_bytes": 0,
         "memory": {
+            "device": device - (850 << 20),
+            "ram": ram,
             "is_cuda": True,
             "device_runtime": 600 << 20,
             "host_runtime": 900 << 20,

@@ -29,7 +29,7 @@ export function ModelCard({ model, status }: CardProps): JSX.Element {
       <Names model={model} />
       {model.context !== undefined && <Facts model={model} />}
       {engine && (
-        <dl class="figures" aria-label="The last seconds">
+        <dl class="live" aria-label="The last seconds">
           {engineFigures(engine, status.queue).map(({ name, text: figure, share }) => (
             <div key={name}>
               <dt>{name}</dt>
@@ -164,7 +164,12 @@ function Actions({ model, status }: CardProps): JSX.Element {
           Unload
         </Button>
       )}
-      <a class="button quiet" href={hashOf("chat")} onClick={() => chooseModel(model.id)} aria-label={`Chat with ${model.id}`}>
+      <a
+        class={model.state === "loaded" ? "button primary" : "button quiet"}
+        href={hashOf("chat")}
+        onClick={() => chooseModel(model.id)}
+        aria-label={`Chat with ${model.id}`}
+      >
         Chat
       </a>
       <a class="button quiet" href={hashOf("plan", model.id)} aria-label={`Plan ${model.id}`}>

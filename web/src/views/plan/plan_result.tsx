@@ -65,15 +65,15 @@ function BarView({ bar }: { bar: Bar }): JSX.Element {
       <svg class="stacked" role="img" aria-label={barSentence(bar)}>
         <rect class="free" width="100%" height="100%" />
         {placed(bar).map(({ part, start, width }) => (
-          <rect key={part.name} class={`part ${part.kind}`} x={`${start.toFixed(3)}%`} width={`${width.toFixed(3)}%`} height="100%">
+          <rect key={part.name} class={`part kind-${part.kind}`} x={`${start.toFixed(3)}%`} width={`${width.toFixed(3)}%`} height="100%">
             <title>{`${part.name}: ${sizeText(part.nbytes)}`}</title>
           </rect>
         ))}
       </svg>
-      <ul class="legend">
+      <ul class="memory-legend">
         {bar.parts.map(({ kind, name, nbytes, note }) => (
           <li key={name}>
-            <span class={`swatch ${kind}`} aria-hidden="true" />
+            <span class={`swatch kind-${kind}`} aria-hidden="true" />
             <span class="part-name">{name}</span>
             <span class="part-size">{sizeText(nbytes)}</span>
             <span class="part-note">{note}</span>

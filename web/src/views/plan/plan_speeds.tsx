@@ -26,8 +26,7 @@ export function Speeds({ plan }: { plan: PlanAnswer | null }): JSX.Element {
         <div>
           <dt>First token</dt>
           <dd>
-            <strong>{forecast ? secondsText(forecast.first_token_seconds).replace(/ s$/, "") : "–"}</strong>
-            {forecast && / s$/.test(secondsText(forecast.first_token_seconds)) ? " s" : ""}
+            <strong>{forecast ? secondsText(forecast.first_token_seconds) : "–"}</strong>
           </dd>
         </div>
       </dl>
