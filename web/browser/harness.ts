@@ -1,12 +1,12 @@
 /** What the tests in Chromium share: servers of this project, and pages that note what goes wrong. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 
-import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
+import { type Browser, type BrowserContext, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 
 const ROOT = join(process.cwd(), "..");
 const PYTHON = process.env["UNDERSTUDY_PYTHON"] ?? join(ROOT, ".venv/bin/python");
@@ -25,9 +25,9 @@ export interface Server {
   stop: () => Promise<void>;
 }
 
-/** Serve scripted answers: no model, no torch. */
-export function serveFake(): Promise<Server> {
-  return serve(["-m", "tests.server.serve_fake"], "stdout", /^(\d+)$/, (port) => `http://127.0.0.1:${port}/`);
+/** Serve a fake engine, which greets: no model, no torch. */
+export function serveFake(...options: string[]): Promise<Server> {
+  return serve(["-m", "tests.server.serve_fake", ...options], "stdout", /^(\d+)$/, (port) => `http://127.0.0.1:${port}/`);
 }
 
 /** Serve the demo model. */
@@ -43,6 +43,11 @@ async function serve(
   urlOf: (found: string) => string,
 ): Promise<Server> {
   const home = mkdtempSync(join(tmpdir(), "understudy-page-"));
+  // compiling takes a minute; the names of the folders there say which sources they are of
+  const compiled = join(ROOT, "build/compiled");
+  mkdirSync(compiled, { recursive: true });
+  mkdirSync(join(home, "cache"));
+  symlinkSync(compiled, join(home, "cache/compiled"));
   const env = {
     ...process.env,
     PYTHONPATH: ROOT,
@@ -70,11 +75,18 @@ async function serve(
     const found = pattern.exec(line);
     if (found) {
       child[output].resume(); // a full pipe would stop the server
-      return { url: urlOf(found[1]!), process: child, stop };
+      const url = urlOf(found[1]!);
+      await listening(url);
+      return { url, process: child, stop };
     }
   }
   await stop();
   throw new Error(`the server ended: ${printed}`);
+}
+
+async function listening(url: string): Promise<void> {
+  const isReady = (): Promise<boolean> => fetch(`${url}health`).then(({ ok }) => ok, () => false);
+  while (!(await isReady())) await new Promise((resolve) => setTimeout(resolve, 50));
 }
 
 export function startBrowser(): Promise<Browser> {
@@ -91,9 +103,16 @@ export interface Visit {
   close: () => Promise<void>;
 }
 
+interface VisitOptions extends BrowserContextOptions {
+  /** Is called before the page is opened. */
+  prepare?: (context: BrowserContext) => Promise<unknown>;
+}
+
 /** Open a page of a server in a fresh profile. */
-export async function visit(browser: Browser, url: string, options: BrowserContextOptions = {}): Promise<Visit> {
-  const context = await browser.newContext({ reducedMotion: "reduce", ...options });
+export async function visit(browser: Browser, url: string, options: VisitOptions = {}): Promise<Visit> {
+  const { prepare, ...rest } = options;
+  const context = await browser.newContext({ reducedMotion: "reduce", ...rest });
+  await prepare?.(context);
   const page = await context.newPage();
   const problems: string[] = [];
   page.on("pageerror", (error) => problems.push(`exception: ${error.stack ?? error.message}`));

@@ -20,7 +20,7 @@ export function App(): JSX.Element {
   return (
     <>
       <header class="bar">
-        <a class="brand" href={hashOf("chat")}>
+        <a class="brand" href={hashOf("chat")} aria-label="Understudy">
           <Mark />
           <span>Understudy</span>
         </a>

@@ -37,7 +37,7 @@ export const markdown = new Marked({
     {
       name: "blockMath",
       level: "block",
-      start: (source) => indexOrNone(source.search(/^ {0,3}(?:\$\$|\\\[)/m)),
+      start: (source) => indexOrNone(source.search(/\n {0,3}(?:\$\$|\\\[)/)),
       tokenizer: (source) => mathToken(DISPLAY_MATH.exec(source), "blockMath", true),
       renderer: (token) => `<p>${renderMath(token)}</p>\n`,
     },
@@ -68,8 +68,8 @@ export const markdown = new Marked({
   renderer: {
     html: ({ text }) => escapeHtml(text),
     heading({ tokens, depth }) {
-      const level = Math.min(depth + 2, 6); // the page itself has the levels above
-      return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>\n`;
+      // Models begin at any level, and skip some; for screen readers all are below that of the answer.
+      return `<h3 class="level-${depth}">${this.parser.parseInline(tokens)}</h3>\n`;
     },
     link({ href, tokens }) {
       const inner = this.parser.parseInline(tokens);

@@ -3,6 +3,8 @@
  *
  * Each block is a `<div class="block" data-start="N">`: N is where its source begins in the text.
  */
+import type { Tokens } from "marked";
+
 import { type Block, Blocks, isOpenCode } from "./blocks.ts";
 import { frameCode, highlight } from "./code.ts";
 import { htmlOf } from "./html.ts";
@@ -12,6 +14,7 @@ import { sanitizeText } from "./sanitize.ts";
 interface Shown {
   raw: string;
   element: HTMLElement;
+  items: string[];
 }
 
 export class MarkdownView {
@@ -39,15 +42,42 @@ export class MarkdownView {
     const key = mayGrow ? `${block.raw}\0` : block.raw; // a block is finished when it is followed
     if (before?.raw === key && before.element.dataset["start"] === String(block.start)) return;
     if (before && mayGrow && growCode(before, block, key)) return;
+    if (before && growList(before, block, key)) {
+      finish(before.element, mayGrow);
+      return;
+    }
     const element = document.createElement("div");
     element.className = "block";
     element.dataset["start"] = String(block.start);
     element.append(sanitizeText(htmlOf([block.token])));
     if (before) before.element.replaceWith(element);
     else this.root.append(element);
-    this.#shown[index] = { raw: key, element };
+    this.#shown[index] = { raw: key, element, items: itemsOf(block) };
     finish(element, mayGrow);
   }
+}
+
+/** Return what the items of a list depend on: their source, and whether the list is a loose one. */
+function itemsOf({ token }: Block): string[] {
+  if (token.type !== "list") return [];
+  const { items, loose } = token as Tokens.List;
+  return items.map((item) => `${loose}${item.raw}`);
+}
+
+/** Replace the items of a list that have changed. Return false where it is another list. */
+function growList(before: Shown, block: Block, key: string): boolean {
+  const list = before.element.querySelector(":scope > ul, :scope > ol");
+  const items = itemsOf(block);
+  if (!list || before.element.dataset["start"] !== String(block.start) || items.length < before.items.length) return false;
+  const same = before.items.findIndex((item, index) => item !== items[index]);
+  const kept = same < 0 ? before.items.length : same;
+  if (kept === 0) return false; // the first item says of which kind the list is
+  const token = block.token as Tokens.List;
+  const fresh = sanitizeText(htmlOf([{ ...token, items: token.items.slice(kept) }])).firstElementChild;
+  while (list.children.length > kept) list.lastElementChild?.remove();
+  list.append(...(fresh?.children ?? []));
+  Object.assign(before, { raw: key, items });
+  return true;
 }
 
 /** Append to a block of code that is still open. Return false where that is not what has changed. */
@@ -65,10 +95,11 @@ function growCode(before: Shown, block: Block, key: string): boolean {
 /** Finish the elements of a block that HTML alone does not make. */
 function finish(element: HTMLElement, mayGrow: boolean): void {
   for (const pre of element.querySelectorAll<HTMLElement>("pre")) {
-    frameCode(pre);
+    if (!pre.closest(".code-frame")) frameCode(pre);
     if (!mayGrow) void highlight(pre);
   }
   for (const table of element.querySelectorAll("table")) {
+    if (table.closest(".table-frame")) continue;
     const frame = document.createElement("div");
     frame.className = "table-frame";
     frame.tabIndex = 0; // wide tables are scrolled with the arrow keys
@@ -77,5 +108,5 @@ function finish(element: HTMLElement, mayGrow: boolean): void {
     table.replaceWith(frame);
     frame.append(table);
   }
-  if (!mayGrow) for (const code of element.querySelectorAll<HTMLElement>("code.math")) void typeset(code);
+  if (!mayGrow) for (const code of element.querySelectorAll<HTMLElement>("code.math:not(.typeset)")) void typeset(code);
 }

@@ -3,10 +3,11 @@ import DOMPurify, { type Config } from "dompurify";
 
 const TEXT: Config = {
   ALLOWED_TAGS: [
-    ...["a", "blockquote", "br", "code", "del", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol"],
+    ...["a", "blockquote", "br", "code", "del", "em", "h3", "hr", "li", "ol"],
     ...["p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul", "#text"],
   ],
   ALLOWED_ATTR: ["align", "class", "href", "rel", "start", "target"],
+  ADD_URI_SAFE_ATTR: ["align", "rel", "start", "target"], // their values are no addresses
   ALLOWED_URI_REGEXP: /^(?:https?:\/\/|mailto:)/i,
   ALLOW_ARIA_ATTR: false,
   ALLOW_DATA_ATTR: false,

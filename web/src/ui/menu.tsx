@@ -61,7 +61,7 @@ export function Menu({ name, icon, text, items, class: extra }: MenuProps): JSX.
         aria-haspopup="menu"
         aria-expanded={isOpen}
         aria-controls={isOpen ? list : undefined}
-        aria-label={text === undefined ? name : undefined}
+        aria-label={text === undefined ? name : `${name}: ${text}`}
         title={name}
         onClick={() => setOpen(!isOpen)}
       >

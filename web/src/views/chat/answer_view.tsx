@@ -44,6 +44,7 @@ export function AnswerView({ message, isLast }: AnswerProps): JSX.Element {
   }
   return (
     <article class="message answer" aria-label="Answer" aria-busy={writing !== undefined}>
+      <h2 class="only-read">Answer</h2>
       <Content message={shown} isComplete={!writing} isLast={isLast} />
       {writing ? (
         <WaitingOf writing={writing} />

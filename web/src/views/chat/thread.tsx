@@ -24,7 +24,7 @@ export function Thread(): JSX.Element {
   return (
     <div class="thread" ref={scroller}>
       <div class="messages" ref={content}>
-        {path.length === 0 && <Welcome />}
+        {path.length === 0 ? <Welcome /> : <h1 class="only-read">{openChat.value.title}</h1>}
         {path.map((message, index) => (
           <div key={message.id}>
             {skipped > 0 && index === skipped && <Skipped />}
@@ -69,8 +69,13 @@ function useStayAtEnd(scroller: Ref<HTMLElement>, content: Ref<HTMLElement>, toE
     if (element === null || content.current === null) return undefined;
     let isAtEnd = true;
     const jump = (): void => element.scrollTo({ top: element.scrollHeight });
+    let top = 0;
     const onScroll = (): void => {
-      isAtEnd = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_END;
+      const isNear = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_END;
+      // growing content leaves the reader far from the end too: only the way up is a wish
+      if (isNear) isAtEnd = true;
+      else if (element.scrollTop < top) isAtEnd = false;
+      top = element.scrollTop;
       if (toEnd.current) toEnd.current.hidden = isAtEnd;
     };
     const observer = new ResizeObserver(() => (isAtEnd ? jump() : onScroll()));

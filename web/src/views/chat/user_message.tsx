@@ -29,6 +29,7 @@ export function UserMessage({ message }: { message: Message }): JSX.Element {
   }
   return (
     <article class="message user" aria-label="Your message">
+      <h2 class="only-read">Your message</h2>
       <div class="bubble">
         <Files files={message.files ?? []} />
         {message.text && <div class="typed">{message.text}</div>}

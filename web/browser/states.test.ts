@@ -1,0 +1,258 @@
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+
+import type { Browser, Page } from "playwright-core";
+
+import { needsChromium, leave, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+import { end, failure, scriptAnswers, type Scripted, type Step, text, thought } from "./scripted.ts";
+
+let server: Server;
+let browser: Browser;
+
+if (!("skip" in needsChromium)) {
+  before(async () => {
+    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+  });
+  after(async () => {
+    await browser.close();
+    await server.stop();
+  });
+}
+
+/** Open the page with scripted answers. */
+async function scripted(answers: Scripted[], status?: unknown): Promise<Visit> {
+  return visit(browser, server.url, { prepare: (context) => scriptAnswers(context, answers, status) });
+}
+
+async function ask(page: Page, question: string): Promise<void> {
+  await page.getByLabel("Message", { exact: true }).fill(question);
+  await page.keyboard.press("Enter");
+}
+
+async function seen(page: Page, words: string | RegExp): Promise<void> {
+  await page.getByText(words).first().waitFor();
+}
+
+async function asked(page: Page): Promise<Record<string, unknown>[]> {
+  return page.evaluate(() => window.asked);
+}
+
+const LAST: Step = { pause: 60_000 };
+
+const WAITING: [name: string, steps: Step[], words: string][] = [
+  ["the prompt", [{ comment: "prompt 8192 of 21340" }, LAST], "Reading the prompt: 8,192 of 21,340 tokens"],
+  ["the queue", [{ comment: "waiting, position 3" }, LAST], "Place 3 in the queue"],
+  ["a load", [{ comment: "loading main, position 1" }, LAST], "Loading main"],
+  ["a restart", [text("Some words"), { comment: "engine restarting" }, LAST], "The engine is restarting"],
+];
+
+for (const [name, steps, words] of WAITING) {
+  test(`what is waited for is said: ${name}`, needsChromium, async () => {
+    const opened = await scripted([{ steps }]);
+    await ask(opened.page, "hi");
+    await seen(opened.page, words);
+    await opened.page.keyboard.press("Escape");
+    await seen(opened.page, "Stopped.");
+    await leave(opened);
+  });
+}
+
+test("the server's status is asked while nothing arrives", needsChromium, async () => {
+  const step = { what: "packing", done: 3, total: 4, unit: "bytes", per_second: 1, seconds_left: 4 };
+  const status = {
+    models: [{ id: "main", aliases: [], state: "loading", step }],
+    queue: { waiting_for_model: 1, waiting_for_pass: 0, in_engine: 0 },
+  };
+  const opened = await scripted([{ steps: [LAST] }], status);
+  await ask(opened.page, "hi");
+  await seen(opened.page, "Loading main: packing, 75 %, about 4 s left");
+  await leave(opened);
+});
+
+test("a full queue is tried again by itself", needsChromium, async () => {
+  const full = failure(503, "queue_full", "The queue is full.", { "retry-after": "1" });
+  const opened = await scripted([full, { steps: [text("Now it works."), ...end()] }]);
+  await ask(opened.page, "hi");
+  await seen(opened.page, /too many requests waiting. Trying again in 1 s/);
+  await seen(opened.page, "Now it works.");
+  await leave(opened);
+});
+
+test("an answer whose connection breaks goes on with the ids that have arrived", needsChromium, async () => {
+  const first = { steps: [text("One ", [5, 6]), text("lost", []), { cut: true } as Step] };
+  const opened = await scripted([first, { status: 0 }, { steps: [text("two.", [7]), ...end()] }]);
+  await ask(opened.page, "count");
+  await seen(opened.page, "One two.");
+  const bodies = await asked(opened.page);
+  assert.deepEqual(bodies.map((body) => body["continue_tokens"]), [undefined, { "0": [5, 6] }, { "0": [5, 6] }]);
+  assert.equal(bodies[2]!["seed"], bodies[0]!["seed"]);
+  await leave(opened);
+});
+
+test("an error inside a stream keeps what has arrived", needsChromium, async () => {
+  const error = { error: { message: "The logits are not finite.", code: "logits_not_finite", param: null } };
+  const opened = await scripted([{ steps: [text("Some words"), { data: error }] }]);
+  await ask(opened.page, "hi");
+  await seen(opened.page, "The logits are not finite.");
+  await seen(opened.page, "Some words");
+  await opened.page.getByRole("button", { name: "Try again" }).waitFor();
+  await leave(opened);
+});
+
+test("an answer that another engine cannot go on with goes on as text", needsChromium, async () => {
+  const refused = { status: 400, body: { error: { message: "m", code: "fingerprint_mismatch", param: "fingerprint" } } };
+  const cut = { steps: [text("One ", [5]), { cut: true } as Step] };
+  const opened = await scripted([cut, refused, { steps: [text("two."), ...end()] }]);
+  await ask(opened.page, "count");
+  await seen(opened.page, "One two.");
+  const messages = (await asked(opened.page)).at(-1)!["messages"] as unknown[];
+  assert.deepEqual(messages.at(-1), { role: "assistant", content: "One " });
+  await leave(opened);
+});
+
+test("a chat that is too long can leave out its older messages", needsChromium, async () => {
+  const good = { steps: [text("Yes."), ...end()] };
+  const long = failure(400, "context_length_exceeded", "The prompt has 5000 tokens, the context 1024.");
+  const opened = await scripted([good, good, long, good]);
+  const { page } = opened;
+  for (const question of ["first", "second"]) {
+    await ask(page, question);
+    await page.locator(".figures").nth(question === "first" ? 0 : 1).waitFor();
+  }
+  await ask(page, "third");
+  await seen(page, "This chat is longer than the model can read.");
+  await seen(page, "The prompt has 5000 tokens");
+  await page.getByRole("button", { name: "Leave out older messages" }).click();
+  await page.locator(".figures").nth(2).waitFor();
+  const sent = (await asked(page)).map((body) => (body["messages"] as unknown[]).length);
+  assert.deepEqual(sent, [1, 3, 5, 2]);
+  await seen(page, "The model does not read the messages above.");
+  await leave(opened);
+});
+
+test("a call is a card whose result is typed", needsChromium, async () => {
+  const call = { index: 0, id: "c1", function: { name: "get_weather", arguments: '{"city":"Paris"}' } };
+  const delta: Step = { data: { choices: [{ index: 0, delta: { tool_calls: [call] }, token_ids: [1] }] } };
+  const opened = await scripted([{ steps: [delta, ...end("tool_calls")] }, { steps: [text("It is sunny."), ...end()] }]);
+  const { page } = opened;
+  await ask(page, "weather?");
+  await page.getByLabel("Result of get_weather").fill("sunny");
+  await page.getByRole("button", { name: "Send the result" }).click();
+  await seen(page, "It is sunny.");
+  const messages = (await asked(page))[1]!["messages"] as Record<string, unknown>[];
+  assert.deepEqual(messages.at(-1), { role: "tool", content: "sunny", tool_call_id: "c1" });
+  assert.equal(await page.locator(".call pre").first().innerText(), '{\n  "city": "Paris"\n}');
+  await leave(opened);
+});
+
+test("thinking is folded", needsChromium, async () => {
+  const opened = await scripted([{ steps: [thought("Let me see."), text("Yes."), ...end()] }]);
+  const { page } = opened;
+  await ask(page, "hi");
+  await seen(page, "Yes.");
+  assert.equal(await page.getByText("Let me see.").isVisible(), false);
+  await page.getByText(/Thought for/).click();
+  await page.getByText("Let me see.").waitFor();
+  await leave(opened);
+});
+
+test("code is coloured and formulas are set, under the policy of the page", needsChromium, async () => {
+  const words = "```python\ndef f():\n    return 1\n```\n\n$$\\frac{a}{\\color{red}{b}} \\begin{pmatrix}1&2\\end{pmatrix}$$\n";
+  const opened = await scripted([{ steps: [text(words), ...end()] }]);
+  const { page } = opened;
+  await ask(page, "hi");
+  await page.locator(".hljs-keyword").first().waitFor();
+  await page.locator("math mfrac").waitFor();
+  const colour = await page.locator("math [style*=color]").first().evaluate((found) => getComputedStyle(found).color);
+  assert.equal(colour, "rgb(255, 0, 0)");
+  assert.equal(await page.locator("[data-style]").count(), 0);
+  await leave(opened);
+});
+
+test("links open elsewhere, and tables and lists keep what they are given", needsChromium, async () => {
+  const words = "[a](https://x.example)\n\n| n |\n| --: |\n| 1 |\n\n3. three\n";
+  const opened = await scripted([{ steps: [text(words), ...end()] }]);
+  const { page } = opened;
+  await ask(page, "hi");
+  const link = page.getByRole("link", { name: "a", exact: true });
+  assert.equal(await link.getAttribute("target"), "_blank");
+  assert.equal(await link.getAttribute("rel"), "noopener noreferrer nofollow");
+  assert.equal(await page.locator("td").getAttribute("align"), "right");
+  assert.equal(await page.locator(".markdown ol").getAttribute("start"), "3");
+  await leave(opened);
+});
+
+test("sentences are announced whole", needsChromium, async () => {
+  const steps: Step[] = [text("This is a sen"), { pause: 1700 }, text("tence. And an"), { pause: 200 }, text("other one.")];
+  const opened = await scripted([{ steps: [...steps, ...end()] }]);
+  const { page } = opened;
+  await page.evaluate(() => {
+    const said: string[] = [];
+    const region = document.querySelector("[aria-live]")!;
+    new MutationObserver(() => said.push(region.textContent.trim())).observe(region, {
+      childList: true,
+      characterData: true,
+      subtree: true,
+    });
+    Object.assign(window, { said });
+  });
+  await ask(page, "hi");
+  await page.locator(".figures").waitFor();
+  const said = await page.evaluate(() => (window as unknown as { said: string[] }).said);
+  assert.deepEqual(said.filter(Boolean), ["This is a sentence.", "And another one. The answer is complete."]);
+  await leave(opened);
+});
+
+test("a text file that is added is sent with the message, another file is refused", needsChromium, async () => {
+  const opened = await scripted([{ steps: [text("Read."), ...end()] }]);
+  const { page } = opened;
+  await page.getByLabel("Text files", { exact: true }).setInputFiles([
+    { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("some notes") },
+    { name: "photo.png", mimeType: "image/png", buffer: Buffer.from([137, 80, 78, 71, 0, 255]) },
+  ]);
+  await seen(page, /photo.png is not a text file/);
+  await ask(page, "summarize");
+  await seen(page, "Read.");
+  const messages = (await asked(page))[0]!["messages"] as { content: string }[];
+  assert.equal(messages[0]!.content, "File notes.txt:\n```\nsome notes\n```\n\nsummarize");
+  await leave(opened);
+});
+
+test("a setting that is wrong is said before anything is sent", needsChromium, async () => {
+  const opened = await scripted([{ steps: [text("Yes."), ...end()] }]);
+  const { page } = opened;
+  await page.getByRole("button", { name: "Parameters" }).click();
+  await page.getByLabel("Answer as JSON of this schema").fill("{");
+  await seen(page, /The schema is not JSON/);
+  await ask(page, "hi");
+  assert.deepEqual(await asked(page), []);
+  await page.getByLabel("Answer as JSON of this schema").fill('{"type": "object"}');
+  await ask(page, "hi");
+  await seen(page, "Yes.");
+  await leave(opened);
+});
+
+test("sixty tokens a pass arrive without a long script", needsChromium, async () => {
+  const passes = Array.from({ length: 40 }, (_, pass): Step[] => {
+    const words = Array.from({ length: 60 }, (_, token) => `word${pass * 60 + token}${token % 20 === 19 ? ".\n\n- " : " "}`);
+    return [...words.map((word) => text(word)), { pause: 50 }];
+  });
+  const opened = await scripted([{ steps: [...passes.flat(), ...end()] }]);
+  const { page } = opened;
+  await page.evaluate(() => {
+    const long: number[] = [];
+    Object.assign(window, { long });
+    const scripts = (frame: PerformanceEntry): number =>
+      (frame as PerformanceEntry & { scripts: PerformanceEntry[] }).scripts.reduce((sum, { duration }) => sum + duration, 0);
+    new PerformanceObserver((list) => long.push(...list.getEntries().map(scripts))).observe({
+      type: "long-animation-frame",
+    });
+  });
+  await ask(page, "hi");
+  await page.locator(".figures").waitFor({ timeout: 60_000 });
+  const long = await page.evaluate(() => (window as unknown as { long: number[] }).long);
+  const frames = long.filter((milliseconds) => milliseconds > 50);
+  console.log(`frames with 50 ms of script while 2,400 tokens arrived: ${frames.length}, most ${Math.max(0, ...long)} ms`);
+  assert.match(await page.locator(".markdown").innerText(), /word2399/);
+  await leave(opened);
+});
