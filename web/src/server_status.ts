@@ -39,15 +39,15 @@ async function watch(signal: AbortSignal): Promise<void> {
         serverStatus.value = item.data as ServerStatus;
         statusProblem.value = null;
       }
-      if (signal.aborted) return;
+      // something between page and server has ended the stream, or the server stops, which its last state says
     } catch (error) {
       if (signal.aborted || isAbort(error)) return;
       if (error instanceof ApiError && error.status > 0 && error.status < 500) {
         statusProblem.value = { text: error.message, isPassing: false };
         return;
       }
+      statusProblem.value = { text: "The server does not answer. The page goes on trying.", isPassing: true };
     }
-    statusProblem.value = { text: "The server does not answer. The page goes on trying.", isPassing: true };
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }
 }

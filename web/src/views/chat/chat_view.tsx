@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import type { JSX } from "preact";
 import { useEffect } from "preact/hooks";
 
-import { barContent } from "../../bar.ts";
+import { useBarContent } from "../../bar.ts";
 import { open, openChat, startChats } from "../../chat/chats.ts";
 import { refreshModels } from "../../models.ts";
 import { go, hashOf, route } from "../../router.ts";
@@ -26,8 +26,8 @@ export function ChatView(): JSX.Element {
   useModels();
   useShortcuts();
   useFileDrop();
+  useBarContent(<BarContent />);
   useEffect(() => {
-    barContent.value = <BarContent />;
     void startChats();
     focusComposer();
     const timer = setTimeout(loadMarkdown, MARKDOWN_AFTER_MS);

@@ -57,7 +57,7 @@ function Gains({ plan }: { plan: PlanAnswer }): JSX.Element {
 
 function BarView({ bar }: { bar: Bar }): JSX.Element {
   return (
-    <section class="memory" aria-label={bar.name}>
+    <div class="memory">
       <div class="memory-head">
         <h2>{bar.name}</h2>
         <p>{fillText(bar)}</p>
@@ -81,7 +81,7 @@ function BarView({ bar }: { bar: Bar }): JSX.Element {
         ))}
       </ul>
       {bar.remark && <p class="small muted">{bar.remark}</p>}
-    </section>
+    </div>
   );
 }
 
