@@ -92,11 +92,14 @@ test("a model is loaded and unloaded, and each change is said", needsChromium, a
   await main.getByText("Not loaded").waitFor();
   await page.getByRole("button", { name: "Load main" }).press("Enter");
   await main.getByText("In memory", { exact: true }).waitFor();
+  const focused = page.locator(":focus");
+  assert.equal(await focused.getAttribute("aria-label"), "Unload main", "the button keeps the focus");
   assert.match(await main.innerText(), /1,024 tokens[^]*3 on the device, 5 in RAM/);
   await page.getByTestId("announcer").getByText("main is in memory.").waitFor({ state: "attached" });
   await page.getByRole("button", { name: "Load org/other" }).press("Enter");
   await card(page, "org/other").getByText("In memory", { exact: true }).waitFor();
   await main.getByText("Not loaded").waitFor();
+  await page.getByText("org/other is in memory. No requests are running.").first().waitFor();
   await page.getByRole("button", { name: "Unload org/other" }).press("Enter");
   await card(page, "org/other").getByText("Not loaded").waitFor();
   await page.getByTestId("announcer").getByText("org/other is not in memory any more.").waitFor({ state: "attached" });

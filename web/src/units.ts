@@ -27,8 +27,9 @@ export function sizeText(nbytes: number): string {
   return `${power === 0 ? countText(value) : String(Number(value.toFixed(1)))} ${SIZES[power]}`;
 }
 
-/** Return a duration: "0.34 s", "40 s", "3 min", "1 h 20 min". */
+/** Return a duration: "340 ms", "1.5 s", "40 s", "3 min", "1 h 20 min". */
 export function secondsText(seconds: number): string {
+  if (seconds < 0.9995) return `${figureText(1000 * seconds)} ms`;
   if (seconds < 9.95) return `${figureText(seconds)} s`;
   if (seconds < 1.5 * MINUTE) return `${Math.round(seconds)} s`;
   if (seconds < HOUR - MINUTE / 2) return `${Math.round(seconds / MINUTE)} min`;

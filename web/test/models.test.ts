@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { EngineStatus, LoadStep, ModelStatus, ServerStatus } from "../src/api/types.ts";
-import { changes, engineFigures, planParts, queueText, stateWords, stepShare, stepText, tiersText } from "../src/views/models/words.ts";
+import { changes, engineFigures, planParts, queueText, stateWords, stepShare, stepText, summary, tiersText } from "../src/views/models/words.ts";
 
 const GIB = 2 ** 30;
 
@@ -59,6 +59,12 @@ test("changes are whole sentences", () => {
     "The engine of m4 restarts.",
   ]);
   assert.deepEqual(changes(now, now), []);
+});
+
+test("the server is summed up", () => {
+  assert.equal(summary(status([{}])), "No model is ready. No requests are running.");
+  const busy = { ...status([{ state: "loaded" }]), queue: { waiting_for_model: 1, waiting_for_pass: 0, in_engine: 2 } };
+  assert.equal(summary(busy), "m0 is in memory. Requests: 2 running, 1 waiting.");
 });
 
 test("the figures of the engine have shares of their limits", () => {

@@ -156,7 +156,7 @@ test("the command has the figures that were asked", () => {
 test("figures as text", () => {
   assert.deepEqual([0, 0.516, 9.99, 12.54, 99.94, 540.3, 17408].map(figureText), ["0", "0.52", "9.99", "12.5", "99.9", "540", "17,408"]);
   assert.deepEqual([0, 1023, 1024, 1024 ** 2 - 1, 8.25 * GIB].map(sizeText), ["0 bytes", "1,023 bytes", "1 KiB", "1 MiB", "8.3 GiB"]);
-  assert.deepEqual([0.34, 40, 180, 4800, 7200].map(secondsText), ["0.34 s", "40 s", "3 min", "1 h 20 min", "2 h"]);
+  assert.deepEqual([0, 0.0083, 0.34, 1.54, 40, 180, 4800, 7200].map(secondsText), ["0 ms", "8.3 ms", "340 ms", "1.54 s", "40 s", "3 min", "1 h 20 min", "2 h"]);
   assert.deepEqual([several(1, "unit"), several(2000, "unit")], ["1 unit", "2,000 units"]);
   assert.equal(countText(1234.6), "1,235");
 });

@@ -9,7 +9,7 @@ import { Button } from "../../ui/button.tsx";
 import { Dialog } from "../../ui/dialog.tsx";
 import { Meter } from "../../ui/meter.tsx";
 import { countText, several } from "../../units.ts";
-import { asked, failures, load, unload, WAIT_FOR_ALL } from "./actions.ts";
+import { type Action, asked, failures, load, unload, WAIT_FOR_ALL } from "./actions.ts";
 import { engineFigures, planParts, stateWords, stepShare, stepText, tiersText } from "./words.ts";
 
 interface CardProps {
@@ -136,13 +136,11 @@ function Failure({ model }: { model: ModelStatus }): JSX.Element | null {
 function Actions({ model, status }: CardProps): JSX.Element {
   const [isAsking, setAsking] = useState(false);
   const running = status.queue.in_engine;
-  const isAsked = model.id in asked.value;
-  const canLoad = model.state === "unloaded" && status.state !== "stopping";
-  const canUnload = model.state === "loaded" || model.state === "restarting";
-  const hasFailed = model.error !== undefined || failures.value[model.id]?.action === "load";
-  const startUnload = (): void => {
-    if (running > 0) setAsking(true);
-    else void unload(model.id, 0);
+  const change = changeOf(model, status);
+  const start = (): void => {
+    if (change.run === "load") void load(model.id);
+    else if (change.run === "unload" && running > 0) setAsking(true);
+    else if (change.run === "unload") void unload(model.id, 0);
   };
   const end = (grace: number): void => {
     setAsking(false);
@@ -150,20 +148,10 @@ function Actions({ model, status }: CardProps): JSX.Element {
   };
   return (
     <div class="row">
-      {canLoad && (
-        <Button
-          disabled={isAsked}
-          onClick={() => void load(model.id)}
-          aria-label={hasFailed ? `Try again to load ${model.id}` : `Load ${model.id}`}
-        >
-          {hasFailed ? "Try again" : "Load"}
-        </Button>
-      )}
-      {canUnload && (
-        <Button disabled={isAsked} onClick={startUnload} aria-label={`Unload ${model.id}`}>
-          Unload
-        </Button>
-      )}
+      {/* one button in all states, and never a disabled one, so that it keeps the focus */}
+      <Button aria-disabled={change.run === null} onClick={start} aria-label={change.name}>
+        {change.text}
+      </Button>
       <a
         class={model.state === "loaded" ? "button primary" : "button quiet"}
         href={hashOf("chat")}
@@ -178,8 +166,9 @@ function Actions({ model, status }: CardProps): JSX.Element {
       {isAsking && (
         <Dialog title={`Unload ${model.id}?`} onClose={() => setAsking(false)}>
           <p>
-            {running === 1 ? "A request is running. It" : `${several(running, "request")} are running. They`} can be
-            waited for, or ended with an error.
+            {running === 1
+              ? "A request is running. It can be done first, or end with an error."
+              : `${several(running, "request")} are running. They can be done first, or end with an error.`}
           </p>
           <div class="row end">
             <Button kind="quiet" onClick={() => setAsking(false)}>
@@ -196,4 +185,29 @@ function Actions({ model, status }: CardProps): JSX.Element {
       )}
     </div>
   );
+}
+
+interface Change {
+  /** null: nothing can be done now. */
+  run: Action | null;
+  text: string;
+  name: string;
+}
+
+/** Return what the button of a model does. */
+function changeOf(model: ModelStatus, status: ServerStatus): Change {
+  const { id, state } = model;
+  const request = asked.value[id];
+  if (state === "loading" || state === "unloading") {
+    const text = state === "loading" ? "Loading …" : "Unloading …";
+    return { run: null, text, name: `${text} ${id}` };
+  }
+  if (state === "unloaded") {
+    const run = request || status.state === "stopping" ? null : "load";
+    const hasFailed = model.error !== undefined || failures.value[id]?.action === "load";
+    return hasFailed
+      ? { run, text: "Try again", name: `Try again to load ${id}` }
+      : { run, text: "Load", name: `Load ${id}` };
+  }
+  return { run: request ? null : "unload", text: "Unload", name: `Unload ${id}` };
 }

@@ -2,12 +2,12 @@
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
-import type { ServerStatus } from "../../api/types.ts";
+import type { ModelStatus, ServerStatus } from "../../api/types.ts";
 import { serverStatus, statusProblem, useServerStatus, watchAgain } from "../../server_status.ts";
 import { announce } from "../../ui/announce.tsx";
 import { Button } from "../../ui/button.tsx";
 import { ModelCard } from "./model_card.tsx";
-import { changes } from "./words.ts";
+import { changes, summary } from "./words.ts";
 
 export function ModelsView(): JSX.Element {
   useServerStatus();
@@ -56,13 +56,19 @@ function List({ status }: { status: ServerStatus }): JSX.Element {
   return (
     <>
       {status.state === "stopping" && <p class="problem">The server is shutting down.</p>}
+      <p class="model-summary">{summary(status)}</p>
       <ul class="model-list">
-        {status.models.map((model) => (
+        {inOrder(status.models).map((model) => (
           <ModelCard key={model.id} model={model} status={status} />
         ))}
       </ul>
     </>
   );
+}
+
+/** Return models with the default first. The order stays, so that nothing moves away under a pointer. */
+function inOrder(models: ModelStatus[]): ModelStatus[] {
+  return [...models].sort((a, b) => Number(b.default) - Number(a.default));
 }
 
 /** Have a screen reader say what changes. */

@@ -95,6 +95,14 @@ export function queueText(queue: ServerStatus["queue"]): string {
   return waiting ? `${countText(running)} running, ${countText(waiting)} waiting` : `${countText(running)} running`;
 }
 
+/** Return what the server does now, in a sentence or two. */
+export function summary({ models, queue }: ServerStatus): string {
+  const loaded = models.find(({ state }) => state === "loaded");
+  const requests = queueText(queue);
+  const work = requests === "none" ? "No requests are running." : `Requests: ${requests}.`;
+  return loaded ? `${loaded.id} is in memory. ${work}` : `No model is ready. ${work}`;
+}
+
 /** Return the sentences about what has changed between two states of the server. */
 export function changes(before: ServerStatus, now: ServerStatus): string[] {
   return now.models.flatMap((model) => {

@@ -33,8 +33,10 @@ export function PlanView(): JSX.Element {
       ) : (
         <div class="plan" aria-busy={isComputing.value}>
           <Machine model={model} />
-          {model !== null && <Speeds plan={isOfModel ? answer.value : null} />}
-          <Sliders />
+          <div class="plan-figures">
+            {model !== null && <Speeds plan={isOfModel ? answer.value : null} />}
+            <Sliders />
+          </div>
           <section class="plan-result" aria-label="What lives where">
             {problem.value && !isComputing.value && model !== null && <Problem model={model} />}
             {isOfModel && answer.value && <PlanResult plan={answer.value} />}
