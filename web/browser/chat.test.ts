@@ -136,7 +136,11 @@ test("an edited answer is gone on with", needsChromium, async () => {
   await page.getByRole("button", { name: "Keep" }).click();
   await page.getByText("2/2").waitFor();
   await page.getByRole("button", { name: "Continue" }).click();
-  assert.match(await answered(page), /^Understudy is a server./);
+  const text = await answered(page);
+  assert.match(text, /^Understudy is a server./);
+  await choose(page, "Answer again", "With the same seed");
+  await page.getByText("3/3").waitFor({ timeout: LONG });
+  assert.equal(await answered(page), text);
   await leave(opened);
 });
 

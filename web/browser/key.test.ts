@@ -41,11 +41,12 @@ test("whoever gives no key can give it later", needsChromium, async () => {
   const opened = await visit(browser, server.url);
   const { page } = opened;
   await page.getByRole("button", { name: "Cancel" }).click();
+  await page.getByRole("banner").getByRole("button", { name: "Enter a key" }).waitFor();
   await page.getByLabel("Message", { exact: true }).fill("hi");
   await page.keyboard.press("Enter");
   await page.getByRole("button", { name: "Cancel" }).click();
   await page.locator(".problem").getByText("The server asks for a key.").waitFor();
-  await page.getByRole("button", { name: "Enter a key" }).click();
+  await page.locator(".problem").getByRole("button", { name: "Enter a key" }).click();
   await page.getByLabel("API key").fill("right");
   await page.keyboard.press("Enter");
   await page.locator(".markdown").getByText("Hello there.").waitFor();

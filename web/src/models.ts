@@ -2,18 +2,31 @@
 import { signal } from "@preact/signals";
 
 import { getJson } from "./api/client.ts";
+import { ApiError } from "./api/errors.ts";
+import { currentKey } from "./api/key.ts";
 import type { Model } from "./api/types.ts";
 
 export const models = signal<Model[]>([]);
 
-/** Whether the list of models has been read. */
-export const hasModels = signal(false);
+/** What is known of the list of models: nothing yet, the list, or why it could not be read. */
+export const modelsState = signal<"unknown" | "known" | "gone" | "refused">("unknown");
 
-/** Read the list of models. An error is that of the server being gone, or of the key. */
+let refusedKey: string | null = null;
+
+/** Read the list of models, and set `modelsState`. The user may be asked for a key. */
 export async function refreshModels(): Promise<void> {
-  const { data } = await getJson<{ data: Model[] }>("v1/models");
-  models.value = data;
-  hasModels.value = true;
+  try {
+    models.value = (await getJson<{ data: Model[] }>("v1/models")).data;
+    modelsState.value = "known";
+  } catch (error) {
+    modelsState.value = error instanceof ApiError ? "refused" : "gone";
+    refusedKey = currentKey();
+  }
+}
+
+/** Do the same unless that would ask for a key again which the user has just not given. */
+export async function refreshModelsUnasked(): Promise<void> {
+  if (modelsState.value !== "refused" || currentKey() !== refusedKey) await refreshModels();
 }
 
 /** Return the model that a chat uses: the one it names, or the server's first. */

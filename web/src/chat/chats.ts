@@ -16,9 +16,16 @@ export const isForgetful = signal(false);
 
 const SETTINGS = "understudy.settings"; // of the next new chat
 
-// Other tabs change the same database.
+// Other tabs change the same database. A message is the id of a chat that was changed or deleted.
 const tabs = new BroadcastChannel("understudy.chats");
-tabs.onmessage = () => void refreshTitles();
+tabs.onmessage = (event: MessageEvent<string>) => {
+  void refreshTitles();
+  if (event.data === openChat.value.id) void readChat(event.data).then(showChanged);
+};
+
+function showChanged(chat: Chat | null): void {
+  if (chat !== null && chat.id === openChat.value.id && chat.updated > openChat.value.updated) openChat.value = chat;
+}
 
 export async function refreshTitles(): Promise<void> {
   titles.value = (await readTitles()).sort((a, b) => b.updated - a.updated);
@@ -53,9 +60,14 @@ export async function update(id: string, edit: (chat: Chat) => Chat): Promise<vo
 
 async function keep(chat: Chat): Promise<void> {
   if (Object.keys(chat.messages).length === 0) return;
-  await writeChat(chat);
+  try {
+    await writeChat(chat);
+  } catch {
+    isForgetful.value = true; // the disk is full, or the user has cleared what the page keeps
+    return;
+  }
   await refreshTitles();
-  tabs.postMessage(null);
+  tabs.postMessage(chat.id);
 }
 
 /** Return a chat that is named after its first message, unless the user has named it. */
@@ -73,14 +85,14 @@ export async function remove(id: string): Promise<Chat | null> {
   const chat = await readChat(id);
   await deleteChat(id);
   await refreshTitles();
-  tabs.postMessage(null);
+  tabs.postMessage(id);
   return chat;
 }
 
 export async function putBack(chat: Chat): Promise<void> {
   await writeChat(chat);
   await refreshTitles();
-  tabs.postMessage(null);
+  tabs.postMessage(chat.id);
 }
 
 /** Keep the settings of the open chat, also for the next new one. */
@@ -108,11 +120,14 @@ export async function exportAll(): Promise<string> {
   return exportChats(await readAll());
 }
 
+export async function exportOne(id: string): Promise<string> {
+  const chat = await readChat(id);
+  return exportChats(chat === null ? [] : [chat]);
+}
+
 /** Keep the chats of a file. Return how many there were; throw an `Error` that says what is wrong. */
 export async function importAll(text: string): Promise<number> {
   const chats = importChats(text);
-  for (const chat of chats) await writeChat(chat);
-  await refreshTitles();
-  tabs.postMessage(null);
+  for (const chat of chats) await putBack(chat);
   return chats.length;
 }

@@ -8,7 +8,7 @@ import { announce } from "../ui/announce.tsx";
 import { applyChunk, beginWithText, copyOf, dropUncovered, reopen, type Written } from "./answer.ts";
 import { change, update, withTitle } from "./chats.ts";
 import { onNextFrame } from "./frames.ts";
-import { type Chat, type Message, newAnswer, newId, type Sent } from "./model.ts";
+import { type Begun, type Chat, type Message, newAnswer, newId, type Sent } from "./model.ts";
 import { explain, problemOf, retryDelay } from "./problems.ts";
 import { bodyOf, continuing } from "./request.ts";
 import { Sentences } from "./sentences.ts";
@@ -40,16 +40,21 @@ export function runningIn(chatId: string): Running | undefined {
   return [...running.value.values()].find((one) => one.chatId === chatId);
 }
 
-/** Have a new answer written after a message of a chat. */
-export function answerAfter(chat: Chat, parent: string, sent: Sent): void {
+/**
+ * Have a new answer written after a message of a chat.
+ *
+ * @param begun what the answer begins with
+ */
+export function answerAfter(chat: Chat, parent: string, sent: Sent, begun: Begun | null = null): void {
   const message = {
     id: newId(),
     parent,
     role: "assistant" as const,
-    text: "",
+    text: begun?.text ?? "",
     created: Date.now(),
-    answer: newAnswer(sent),
+    answer: { ...newAnswer(sent), reasoning: begun?.reasoning ?? "" },
   };
+  beginWithText(message);
   void run(withTitle(withMessage(chat, message)), message);
 }
 

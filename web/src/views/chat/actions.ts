@@ -36,7 +36,7 @@ export function answerAgain(message: Message, seed: "same" | "new"): void {
   if (parent === null) return;
   const chat = openChat.value;
   if (seed === "same" && answer) {
-    answerAfter(chat, parent, answer.sent);
+    answerAfter(chat, parent, answer.sent, answer.begun);
     return;
   }
   const sent = trySent(chat);

@@ -11,6 +11,7 @@ import { answerAgain, keepInstead } from "./actions.ts";
 import { Branches } from "./branches.tsx";
 import { CopyButton } from "./copy_button.tsx";
 import { Editor } from "./editor.tsx";
+import { focusComposer } from "./focus.ts";
 import { MarkdownText } from "./markdown_text.tsx";
 import { ProblemView } from "./problem_view.tsx";
 import { Thinking } from "./thinking.tsx";
@@ -24,6 +25,10 @@ interface AnswerProps {
 
 export function AnswerView({ message, isLast }: AnswerProps): JSX.Element {
   const [isEdited, setEdited] = useState(false);
+  const close = (): void => {
+    setEdited(false);
+    focusComposer();
+  };
   const writing = running.value.get(message.id);
   const shown = writing ? writing.shown.value : message;
   if (isEdited && !writing) {
@@ -35,9 +40,9 @@ export function AnswerView({ message, isLast }: AnswerProps): JSX.Element {
           action="Keep"
           onSave={(text) => {
             keepInstead(message, text);
-            setEdited(false);
+            close();
           }}
-          onCancel={() => setEdited(false)}
+          onCancel={close}
         />
       </article>
     );

@@ -3,7 +3,7 @@ import { useSignal } from "@preact/signals";
 import type { JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 
-import { exportAll, importAll, isForgetful, openChat, putBack, remove, rename, titles } from "../../chat/chats.ts";
+import { exportAll, exportOne, importAll, isForgetful, openChat, putBack, remove, rename, titles } from "../../chat/chats.ts";
 import { type ChatTitle, findChats } from "../../chat/database.ts";
 import { running, runningIn } from "../../chat/generation.ts";
 import { go, hashOf } from "../../router.ts";
@@ -27,7 +27,7 @@ export function ChatList(): JSX.Element {
   return (
     <div class="chat-list">
       <div class="chat-list-head">
-        <Button icon="plus" class="new-chat" onClick={startNew}>
+        <Button icon="plus" class="new-chat" title="Ctrl+Shift+O" onClick={startNew}>
           New chat
         </Button>
         <Transfer />
@@ -64,6 +64,10 @@ export function ChatList(): JSX.Element {
       {renamed && <Rename chat={renamed} onClose={() => setRenamed(null)} />}
     </div>
   );
+}
+
+function saveChats(text: string): void {
+  saveFile("understudy-chats.json", text);
 }
 
 export function startNew(): void {
@@ -106,6 +110,7 @@ function Entry({ chat, onRename }: { chat: ChatTitle; onRename: () => void }): J
         class="to-left"
         items={[
           { name: "Rename", icon: "edit", run: onRename },
+          { name: "Export", icon: "file", run: () => void exportOne(chat.id).then(saveChats) },
           { name: "Delete", icon: "trash", isDanger: true, run: () => void removeWithUndo(chat.id) },
         ]}
       />
@@ -174,7 +179,7 @@ function Transfer(): JSX.Element {
           {
             name: "Export all chats",
             icon: "copy",
-            run: () => void exportAll().then((text) => saveFile("understudy-chats.json", text)),
+            run: () => void exportAll().then(saveChats),
           },
         ]}
       />

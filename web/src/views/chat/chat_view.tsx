@@ -5,13 +5,15 @@ import { useEffect } from "preact/hooks";
 
 import { useBarContent } from "../../bar.ts";
 import { open, openChat, startChats } from "../../chat/chats.ts";
-import { refreshModels } from "../../models.ts";
+import { running } from "../../chat/generation.ts";
+import { modelsState, refreshModelsUnasked } from "../../models.ts";
 import { go, hashOf, route } from "../../router.ts";
 import { IconButton } from "../../ui/button.tsx";
 import { toast } from "../../ui/toast.tsx";
 import { stop } from "./actions.ts";
 import { ChatList, startNew } from "./chat_list.tsx";
-import { addFiles, Composer, focusComposer } from "./composer.tsx";
+import { addFiles, Composer } from "./composer.tsx";
+import { focusComposer } from "./focus.ts";
 import { loadMarkdown } from "./markdown_text.tsx";
 import { ModelMenu } from "./model_menu.tsx";
 import { isListOpen, openPanel, PANELS } from "./panels.ts";
@@ -109,16 +111,18 @@ function useOpenedChat(): void {
   }, [openChat.value.title]);
 }
 
-/** Read the list of models, again and again while the server is not there. */
+/** Read the list of models when answers begin or end, and again while the server is not there. */
 function useModels(): void {
   useEffect(() => {
     let timer: ReturnType<typeof setTimeout>;
     const read = (): void => {
-      refreshModels().catch(() => (timer = setTimeout(read, MODELS_AGAIN_MS)));
+      void refreshModelsUnasked().then(() => {
+        if (modelsState.value === "gone") timer = setTimeout(read, MODELS_AGAIN_MS);
+      });
     };
     read();
     return () => clearTimeout(timer);
-  }, []);
+  }, [running.value.size]);
 }
 
 function useShortcuts(): void {
@@ -127,7 +131,7 @@ function useShortcuts(): void {
       if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
       const isTyping = event.target instanceof HTMLElement && event.target.matches("input, textarea, select");
       const isCommand = (event.ctrlKey || event.metaKey) && event.shiftKey;
-      if (event.key === "Escape") stop();
+      if (event.key === "Escape") escape();
       else if (isCommand && event.key.toLowerCase() === "o") startNew();
       else if (event.key === "/" && !isTyping) focusComposer();
       else return;
@@ -136,6 +140,19 @@ function useShortcuts(): void {
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   }, []);
+}
+
+/** Close what lies over the chat; where nothing does, stop the answer. */
+function escape(): void {
+  if (isListOpen.value) {
+    isListOpen.value = false;
+    document.querySelector<HTMLElement>(".list-button")?.focus();
+  } else if (document.activeElement?.closest(".panel")) {
+    openPanel.value = null;
+    focusComposer();
+  } else {
+    stop();
+  }
 }
 
 /** Take text files that are dropped anywhere. */

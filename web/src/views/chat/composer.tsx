@@ -24,10 +24,6 @@ export async function addFiles(list: Iterable<File>): Promise<void> {
   if (refused.length > 0) toast({ text: refused.join(" ") });
 }
 
-export function focusComposer(): void {
-  document.querySelector<HTMLElement>(".composer textarea")?.focus();
-}
-
 export function Composer(): JSX.Element {
   const field = useRef<HTMLTextAreaElement>(null);
   const input = useRef<HTMLInputElement>(null);

@@ -2,11 +2,20 @@
 import type { JSX } from "preact";
 
 import { changeSettings, openChat } from "../../chat/chats.ts";
-import { hasModels, modelOf, models } from "../../models.ts";
+import { modelOf, models, modelsState, refreshModels } from "../../models.ts";
+import { Button } from "../../ui/button.tsx";
 import { Menu } from "../../ui/menu.tsx";
 
 export function ModelMenu(): JSX.Element | null {
-  if (!hasModels.value) return null;
+  if (modelsState.value === "unknown") return null;
+  if (modelsState.value === "gone") return <span class="unreachable">The server does not answer</span>;
+  if (modelsState.value === "refused") {
+    return (
+      <Button kind="quiet" onClick={() => void refreshModels()}>
+        Enter a key
+      </Button>
+    );
+  }
   const named = openChat.value.settings.model;
   const present = modelOf(named);
   const items = models.value.map((model) => ({

@@ -9,9 +9,14 @@ import { sendInstead } from "./actions.ts";
 import { Branches } from "./branches.tsx";
 import { CopyButton } from "./copy_button.tsx";
 import { Editor } from "./editor.tsx";
+import { focusComposer } from "./focus.ts";
 
 export function UserMessage({ message }: { message: Message }): JSX.Element {
   const [isEdited, setEdited] = useState(false);
+  const close = (): void => {
+    setEdited(false);
+    focusComposer();
+  };
   if (isEdited) {
     return (
       <article class="message user edited" aria-label="Your message">
@@ -20,9 +25,9 @@ export function UserMessage({ message }: { message: Message }): JSX.Element {
           label="Edit your message"
           action="Send"
           onSave={(text) => {
-            if (sendInstead(message, text)) setEdited(false);
+            if (sendInstead(message, text)) close();
           }}
-          onCancel={() => setEdited(false)}
+          onCancel={close}
         />
       </article>
     );
