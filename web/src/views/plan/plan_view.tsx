@@ -2,7 +2,7 @@
 import type { JSX } from "preact";
 import { useEffect } from "preact/hooks";
 
-import { hasModels, modelOf, models, refreshModels } from "../../models.ts";
+import { modelOf, models, modelsState, refreshModels, refreshModelsUnasked } from "../../models.ts";
 import { go, hashOf, route } from "../../router.ts";
 import { Button } from "../../ui/button.tsx";
 import { Field } from "../../ui/fields.tsx";
@@ -28,7 +28,8 @@ export function PlanView(): JSX.Element {
         <h1>Plan</h1>
         <p class="muted">Where the weights of a model would be, and how fast it would answer. Nothing is loaded.</p>
       </header>
-      {hasModels.value && model === null ? (
+      <ServerProblem />
+      {modelsState.value === "known" && model === null ? (
         <NoModel />
       ) : (
         <div class="plan" aria-busy={isComputing.value}>
@@ -44,6 +45,24 @@ export function PlanView(): JSX.Element {
         </div>
       )}
     </main>
+  );
+}
+
+/** Say why there is no list of models. */
+function ServerProblem(): JSX.Element | null {
+  const state = modelsState.value;
+  if (state !== "gone" && state !== "refused") return null;
+  return (
+    <div class="problem" role="group" aria-label="Problem">
+      <strong>{state === "gone" ? "The server does not answer. The page goes on trying." : "The server asks for a key."}</strong>
+      {state === "refused" && (
+        <div class="row">
+          <Button kind="danger" onClick={() => void refreshModels()}>
+            Enter a key
+          </Button>
+        </div>
+      )}
+    </div>
   );
 }
 
@@ -123,14 +142,21 @@ function Problem({ model }: { model: string }): JSX.Element {
   );
 }
 
-/** Read the list of models, again and again while the server is not there. */
+/** Read the list of models, again and again while the server does not answer. */
 function useModels(): void {
   useEffect(() => {
-    let timer: ReturnType<typeof setTimeout>;
-    const read = (): void => {
-      refreshModels().catch(() => (timer = setTimeout(read, MODELS_AGAIN_MS)));
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    let isLeft = false;
+    const read = async (refresh: () => Promise<void>): Promise<void> => {
+      await refresh();
+      if (!isLeft && modelsState.value !== "known") {
+        timer = setTimeout(() => void read(refreshModelsUnasked), MODELS_AGAIN_MS);
+      }
     };
-    read();
-    return () => clearTimeout(timer);
+    void read(refreshModels);
+    return () => {
+      isLeft = true;
+      clearTimeout(timer);
+    };
   }, []);
 }
