@@ -1,16 +1,14 @@
 /** The page in both themes and three widths: pictures to look at, and no violation that axe finds. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
 import type { Browser, Page } from "playwright-core";
 
+import { violations } from "./axe.ts";
 import { leave, needsChromium, PICTURES, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
 import { end, failure, scriptAnswers, type Step, text, thought } from "./scripted.ts";
 
-const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const WIDTHS = [320, 390, 1280];
 const THEMES = ["light", "dark"] as const;
 
@@ -121,16 +119,6 @@ const SCENES: [name: string, answers: Parameters<typeof scriptAnswers>[1], act: 
     },
   ],
 ];
-
-interface AxeResult {
-  violations: { id: string; help: string; nodes: { html: string; failureSummary?: string }[] }[];
-}
-
-async function violations(page: Page): Promise<string[]> {
-  await page.evaluate(AXE);
-  const { violations: found } = (await page.evaluate("axe.run()")) as AxeResult;
-  return found.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary ?? ""}`));
-}
 
 /** Return by how many pixels the page is wider than the screen. */
 async function overflow(page: Page): Promise<number> {

@@ -4,7 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 
 import { barContent } from "./bar.ts";
 import { KeyDialog } from "./key_dialog.tsx";
-import { hashOf, route } from "./router.ts";
+import { go, hashOf, route } from "./router.ts";
 import { THEMES, theme, type Theme } from "./theme.ts";
 import { Announcer } from "./ui/announce.tsx";
 import type { IconName } from "./ui/icons.tsx";
@@ -47,12 +47,24 @@ function Mark(): JSX.Element {
 
 function Navigation({ current }: { current: View }): JSX.Element {
   return (
-    <nav class="navigation" aria-label="Views">
-      {VIEWS.map((view) => (
-        <a key={view.name} href={hashOf(view.name)} aria-current={view === current ? "page" : undefined}>
-          {view.title}
-        </a>
-      ))}
+    <nav aria-label="Views">
+      <div class="navigation">
+        {VIEWS.map((view) => (
+          <a key={view.name} href={hashOf(view.name)} aria-current={view === current ? "page" : undefined}>
+            {view.title}
+          </a>
+        ))}
+      </div>
+      <Menu
+        name="Views"
+        text={current.title}
+        class="narrow-navigation"
+        items={VIEWS.map((view) => ({
+          name: view.title,
+          isChosen: view === current,
+          run: () => go(hashOf(view.name)),
+        }))}
+      />
     </nav>
   );
 }

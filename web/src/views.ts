@@ -15,6 +15,11 @@ export interface View {
 export const VIEWS: readonly View[] = [
   { name: "chat", title: "Chat", component: ChatView },
   {
+    name: "race",
+    title: "Race",
+    load: () => import("./views/race/race_view.tsx").then((module) => module.RaceView),
+  },
+  {
     name: "models",
     title: "Models",
     load: () => import("./views/models/models_view.tsx").then((module) => module.ModelsView),

@@ -4,6 +4,7 @@ import { type Signal, signal } from "@preact/signals";
 import { getStream, postStream } from "../api/client.ts";
 import { ApiError, isAbort } from "../api/errors.ts";
 import type { Chunk, ServerStatus } from "../api/types.ts";
+import { addToTrace, beginTrace, showTrace } from "../paint/traces.ts";
 import { announce } from "../ui/announce.tsx";
 import { applyChunk, beginWithText, copyOf, dropUncovered, reopen, type Written } from "./answer.ts";
 import { change, update, withTitle } from "./chats.ts";
@@ -129,7 +130,9 @@ class Writing implements Running {
 
   async #readOnce(): Promise<void> {
     const { answer } = this.message;
-    const body = { ...bodyOf(this.#path, answer.sent, answer.begun), ...continuing(answer) };
+    const asked = bodyOf(this.#path, answer.sent, answer.begun);
+    const body = { ...asked, ...continuing(answer), provenance: "tree" };
+    beginTrace(this.message.id, this.message.text, answer.reasoning);
     const { signal: stopped } = this.#stopping;
     const watching = this.#watch();
     try {
@@ -176,6 +179,7 @@ class Writing implements Running {
     const { answer } = this.message;
     const before = answer.reasoning.length;
     applyChunk(this.message, chunk);
+    addToTrace(this.message.id, chunk);
     if (answer.reasoning.length > before) {
       this.#reasoningSince ??= Date.now() - 1000 * answer.reasoningSeconds;
       answer.reasoningSeconds = (Date.now() - this.#reasoningSince) / 1000;
@@ -191,6 +195,7 @@ class Writing implements Running {
   #show = (): void => {
     const { message } = this;
     this.shown.value = { ...message, answer: { ...message.answer } };
+    showTrace(message.id);
   };
 
   #saveAndSpeak(): void {

@@ -13,6 +13,7 @@ const PATHS = {
   menu: "M4 7h16M4 12h16M4 17h16",
   moon: "M19 14.5A7.5 7.5 0 1 1 10 5a6 6 0 0 0 9 9.5z",
   more: "M5 11.5h1v1h-1zM11.5 11.5h1v1h-1zM18 11.5h1v1h-1z",
+  passes: "M5 19v-6M10 19V5M15 19v-9M20 19v-4",
   plus: "M12 5v14M5 12h14",
   redo: "M19 5v5h-5M18.4 10A7 7 0 1 0 19 14",
   right: "M9.5 6l6 6-6 6",

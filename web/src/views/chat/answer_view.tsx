@@ -16,6 +16,7 @@ import { MarkdownText } from "./markdown_text.tsx";
 import { ProblemView } from "./problem_view.tsx";
 import { Thinking } from "./thinking.tsx";
 import { ToolCalls } from "./tool_calls.tsx";
+import { Paint, TraceTools } from "./traced.tsx";
 import { WaitingView } from "./waiting_view.tsx";
 
 interface AnswerProps {
@@ -51,6 +52,7 @@ export function AnswerView({ message, isLast }: AnswerProps): JSX.Element {
     <article class="message answer" aria-label="Answer" aria-busy={writing !== undefined}>
       <h2 class="only-read">Answer</h2>
       <Content message={shown} isComplete={!writing} isLast={isLast} />
+      <Paint message={shown} />
       {writing ? (
         <WaitingOf writing={writing} />
       ) : (
@@ -102,6 +104,7 @@ function Footer({ message, isLast, onEdit }: FooterProps): JSX.Element {
           ]}
         />
         <IconButton icon="edit" name="Edit the answer" onClick={onEdit} />
+        <TraceTools message={message} />
         {answer?.figures && <FiguresView figures={answer.figures} />}
       </div>
     </>

@@ -66,6 +66,7 @@ function BarContent(): JSX.Element {
       {PANELS.map((panel) => (
         <IconButton
           key={panel.name}
+          class={`open-${panel.name}`}
           icon={panel.icon}
           name={panel.title}
           aria-expanded={openPanel.value === panel.name}

@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 
 import type { IconName } from "../../ui/icons.tsx";
 import { Parameters } from "./parameters.tsx";
+import { PassesPanel } from "./passes_panel.tsx";
 
 export interface Panel {
   name: string;
@@ -13,6 +14,7 @@ export interface Panel {
 }
 
 export const PANELS: readonly Panel[] = [
+  { name: "passes", title: "Passes", icon: "passes", component: PassesPanel },
   { name: "parameters", title: "Parameters", icon: "settings", component: Parameters },
 ];
 

@@ -1,0 +1,184 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+
+import type { Browser, Page } from "playwright-core";
+
+import { violations } from "./axe.ts";
+import { leave, needsChromium, PICTURES, serveDemo, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+
+let server: Server;
+let browser: Browser;
+
+if (!("skip" in needsChromium)) {
+  before(async () => {
+    [server, browser] = await Promise.all([serveDemo(), startBrowser()]);
+  });
+  after(async () => {
+    await browser.close();
+    await server.stop();
+  });
+}
+
+const QUESTION = "What is Understudy?";
+const SLOW_MS = 90_000; // a model on a busy machine
+
+async function answered(options: Parameters<typeof visit>[2] = {}): Promise<Visit> {
+  const opened = await visit(browser, server.url, options);
+  opened.page.setDefaultTimeout(SLOW_MS);
+  await opened.page.getByLabel("Message", { exact: true }).fill(QUESTION);
+  await opened.page.keyboard.press("Enter");
+  await opened.page.locator(".figures").waitFor();
+  return opened;
+}
+
+async function choose(page: Page, name: string): Promise<void> {
+  await page.getByRole("button", { name: "How it came about" }).click();
+  await page.getByRole("menuitem", { name }).click();
+}
+
+/** Return the number of tokens of each source, as a legend says. */
+async function counts(page: Page, place: string): Promise<Record<string, number>> {
+  const items = await page.locator(`${place} .legend li`).all();
+  const found = items.map(async (item) => [await item.getAttribute("data-source"), Number(await item.getAttribute("data-count"))]);
+  return Object.fromEntries(await Promise.all(found)) as Record<string, number>;
+}
+
+function total(numbers: Record<string, number>): number {
+  return Object.values(numbers).reduce((sum, number) => sum + number, 0);
+}
+
+test("the counts of the paint are those of the usage, and the tint is on the text", needsChromium, async () => {
+  const opened = await answered();
+  const { page } = opened;
+  const figures = (await page.locator(".figures").textContent())!;
+  const sources = await counts(page, ".paint-legend");
+  assert.equal(total(sources), Number(/^(\d+) tokens/.exec(figures)![1]));
+  assert.ok(sources["subspec"]! > 0);
+  const tinted = await page.evaluate(() => [...CSS.highlights].map(([name, ranges]) => [name, ranges.size]));
+  assert.ok(tinted.some(([name, size]) => name === "paint-draft-1" && Number(size) > 0), JSON.stringify(tinted));
+  await page.getByRole("button", { name: "Passes", exact: true }).click();
+  await page.getByLabel("Tint each token").uncheck();
+  const left = await page.evaluate(() => [...CSS.highlights.values()].reduce((sum, ranges) => sum + ranges.size, 0));
+  assert.equal(left, 0);
+  assert.equal(await page.locator(".paint-legend .legend").count(), 0);
+  await leave(opened);
+});
+
+test("the passes are bars and trees, which the keyboard reaches, and can be replayed", needsChromium, async () => {
+  const opened = await answered();
+  const { page } = opened;
+  const text = (await page.locator(".answer .markdown").textContent())!.trim();
+  await choose(page, "Show its passes");
+  await page.locator(".pass-bar").first().waitFor();
+  const bars = await page.locator(".pass-bar").count();
+  await page.getByLabel("Pass", { exact: true }).press("Home");
+  await page.getByText(/^Pass 1 brought 1 token/).waitFor();
+  assert.equal((await page.locator(".replayed").textContent())!.length < text.length, true);
+  const seen = new Set<string>();
+  const slider = page.getByLabel("Pass", { exact: true });
+  for (let pass = 2; pass <= bars; pass++) {
+    await slider.press("ArrowRight");
+    await page.getByText(`Pass ${pass} brought`).waitFor();
+    if ((await page.locator(".node").count()) < 4) continue; // its last token, one draft and one more
+    await page.locator(".tree .node").first().focus();
+    for (const key of ["ArrowRight", "ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight", "ArrowRight"]) {
+      await page.keyboard.press(key);
+      seen.add((await page.locator(".tree figcaption").textContent())!);
+    }
+    break;
+  }
+  assert.ok([...seen].some((words) => /drafted by \w+, score −?[\d.]+ \(.* likely\), (accepted|rejected)/.test(words)), [...seen].join("\n"));
+  await page.getByLabel("Speed").selectOption("1");
+  await slider.press("Home");
+  await page.getByTestId("replay").click();
+  await page.getByTestId("replay").filter({ hasText: "Replay" }).waitFor(); // at the end it stops
+  assert.equal((await page.locator(".replayed").textContent())!.trim(), text);
+  await page.getByRole("meter", { name: "Link" }).waitFor();
+  await leave(opened);
+});
+
+test("a race says that both answers are identical", needsChromium, async () => {
+  const opened = await answered({ colorScheme: "dark" });
+  const { page } = opened;
+  await choose(page, "Race it against plain decoding");
+  await page.getByRole("button", { name: "Start the race" }).click();
+  const verdict = (await page.getByTestId("verdict").textContent())!;
+  const [, same, most] = /^identical: (\d+) of (\d+) tokens\./.exec(verdict)!;
+  assert.equal(same, most);
+  const [drafted, plain] = [await counts(page, ".lane:first-child"), await counts(page, ".lane:last-child")];
+  assert.deepEqual([total(drafted), plain], [Number(most), { target: Number(most) }]);
+  const texts = await page.locator(".lane-text").allTextContents();
+  assert.equal(texts[0], texts[1]);
+  await leave(opened);
+});
+
+test("a race in which a lane fails says so, and can be begun again", needsChromium, async () => {
+  const opened = await visit(browser, server.url);
+  const { page } = opened;
+  page.setDefaultTimeout(SLOW_MS);
+  await page.getByRole("link", { name: "Race" }).click();
+  await page.route("**/v1/chat/completions", (route) =>
+    route.fulfill({ status: 503, json: { error: { message: "The queue is full.", code: "queue_full" } } }),
+  );
+  await page.getByRole("button", { name: "Start the race" }).click();
+  await page.getByRole("alert").filter({ hasText: "The queue is full. Try the race again." }).waitFor();
+  await page.unroute("**/v1/chat/completions");
+  await page.getByRole("button", { name: "Start the race" }).click();
+  await page.getByTestId("verdict").waitFor();
+  await leave(opened);
+});
+
+test("an answer is saved as one file with its paint", needsChromium, async () => {
+  const opened = await answered();
+  const { page } = opened;
+  const text = (await page.locator(".answer .markdown").textContent())!.trim();
+  const waiting = page.waitForEvent("download");
+  await choose(page, "Save it as a page");
+  const download = await waiting;
+  assert.match(download.suggestedFilename(), /^demo-\d{4}-\d\d-\d\d\.html$/);
+  const saved = readFileSync((await download.path())!, "utf8");
+  const other = await opened.page.context().newPage();
+  await other.setContent(saved);
+  assert.equal((await other.locator(".message .text").last().textContent())!.trim(), text);
+  assert.equal(await other.locator(".message .text").first().textContent(), QUESTION);
+  assert.ok((await other.locator(".message .look.draft-1").count()) > 0);
+  const background = await other.locator(".look.draft-1").first().evaluate((own) => getComputedStyle(own).backgroundColor);
+  assert.notEqual(background, "rgba(0, 0, 0, 0)", "the policy allows the style sheet");
+  await other.screenshot({ path: join(PICTURES, "export.png"), fullPage: true });
+  await leave(opened);
+});
+
+/** Look at the page in both themes: take a picture, and find nothing that axe forbids. */
+async function look(page: Page, name: string): Promise<void> {
+  for (const colorScheme of ["light", "dark"] as const) {
+    await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+    await page.screenshot({ path: join(PICTURES, `${name}-${colorScheme}.png`) });
+    assert.deepEqual(await violations(page), [], `${name}, ${colorScheme}`);
+    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth > innerWidth), false);
+  }
+}
+
+for (const [width, height] of [[1280, 800], [390, 844], [320, 640]] as const) {
+  test(`passes and a race look right on ${width} pixels, in both themes`, needsChromium, async () => {
+    const opened = await answered({ viewport: { width, height } });
+    const { page } = opened;
+    await look(page, `painted-${width}`);
+    await choose(page, "Show its passes");
+    await page.locator(".pass-bar").nth(1).waitFor();
+    await page.getByRole("button", { name: "Pass before" }).click();
+    await page.locator(".tree").scrollIntoViewIfNeeded();
+    await look(page, `passes-${width}`);
+    if (width < 640) {
+      await page.getByTitle("Views").click();
+      await page.getByRole("menuitemradio", { name: "Race" }).click();
+    } else {
+      await page.getByRole("link", { name: "Race" }).click();
+    }
+    await page.getByRole("button", { name: "Start the race" }).click();
+    await page.getByTestId("verdict").waitFor();
+    await look(page, `race-${width}`);
+    await leave(opened);
+  });
+}

@@ -1,0 +1,76 @@
+/** The panel with the passes of an answer: that which was asked for, else the last one of the chat. */
+import { signal } from "@preact/signals";
+import type { ComponentType, JSX } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+
+import { openChat } from "../../chat/chats.ts";
+import { running, runningIn } from "../../chat/generation.ts";
+import { pathOf } from "../../chat/tree.ts";
+import { isPainting, setPainting, type Traced, traceOf } from "../../paint/traces.ts";
+import type { Passes } from "../../passes/panel.tsx";
+
+/** The message whose passes are shown, if one was chosen. */
+export const shownMessage = signal<string | null>(null);
+
+type Shown = ComponentType<Parameters<typeof Passes>[0]>;
+
+const DRAW_MS = 200; // between two pictures of a growing trace
+
+/** Return a trace as it was a moment ago, so that what shows it is drawn a few times a second. */
+function useSlowly(traced: Traced | null): Traced | null {
+  const [shown, setShown] = useState(traced);
+  const latest = useRef(traced);
+  latest.current = traced;
+  const isOther = traced?.trace !== shown?.trace;
+  useEffect(() => {
+    if (isOther) setShown(traced);
+    if (traced === shown) return undefined;
+    const timer = setTimeout(() => setShown(latest.current), DRAW_MS);
+    return () => clearTimeout(timer);
+  }, [isOther, traced === shown]);
+  return isOther ? traced : shown;
+}
+
+export function PassesPanel(): JSX.Element {
+  const [Content, setContent] = useState<Shown | null>(null);
+  const [hasFailed, setFailed] = useState(false);
+  useEffect(() => {
+    import("../../passes/panel.tsx").then(
+      (module) => setContent(() => module.Passes),
+      () => setFailed(true),
+    );
+  }, []);
+  const path = pathOf(openChat.value);
+  const writing = runningIn(openChat.value.id)?.shown.peek().id;
+  const chosen = path.find(({ id }) => id === shownMessage.value)?.id;
+  const id = chosen ?? writing ?? path.findLast(({ answer }) => answer !== undefined)?.id;
+  const traced = useSlowly(id === undefined ? null : traceOf(id));
+  return (
+    <>
+      <label class="check">
+        <input
+          type="checkbox"
+          checked={isPainting.value}
+          onChange={(event) => setPainting(event.currentTarget.checked)}
+        />
+        <span>Tint each token by what proposed it</span>
+      </label>
+      {hasFailed && <p class="muted">This part of the page could not be loaded. Load the page again.</p>}
+      {traced === null && (
+        <p class="muted">
+          {id === undefined
+            ? "Ask something: this shows how the answer comes about."
+            : "The passes of this answer are not known: they are kept only while the page is open."}
+        </p>
+      )}
+      {Content !== null && traced !== null && (
+        <Content
+          key={id}
+          trace={traced.trace}
+          version={traced.version}
+          isStreaming={id !== undefined && running.value.has(id)}
+        />
+      )}
+    </>
+  );
+}

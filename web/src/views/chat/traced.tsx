@@ -1,0 +1,105 @@
+/** What an answer has besides its text where its tokens are known: paint, passes, race and export. */
+import type { JSX } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+
+import { openChat } from "../../chat/chats.ts";
+import type { Message } from "../../chat/model.ts";
+import { bodyOf } from "../../chat/request.ts";
+import { pathTo } from "../../chat/tree.ts";
+import { canHighlight, paintMarkdown, paintPlain, unpaint } from "../../paint/highlight.ts";
+import { Legend } from "../../paint/painted.tsx";
+import { isPainting, traceOf } from "../../paint/traces.ts";
+import { Menu } from "../../ui/menu.tsx";
+import { toast } from "../../ui/toast.tsx";
+import { openRace } from "../race/prepared.ts";
+import type { RaceMessage } from "../race/question.ts";
+import { openPanel } from "./panels.ts";
+import { shownMessage } from "./passes_panel.tsx";
+
+const PAINT_MS = 100; // between two changes of the tint, each of which the browser draws anew
+
+/** The tint of the answer around this element, and its legend. */
+export function Paint({ message }: { message: Message }): JSX.Element | null {
+  const place = useRef<HTMLDivElement>(null);
+  const traced = traceOf(message.id);
+  const isShown = isPainting.value && traced !== null;
+  const trace = isShown ? traced.trace : null;
+  useEffect(() => {
+    const answer = place.current?.closest(".answer");
+    if (!answer || trace === null || !canHighlight) return undefined;
+    let changed: Set<Element> | null = null;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const draw = (): void => {
+      timer = undefined;
+      for (const found of answer.querySelectorAll(".markdown")) paintMarkdown(found, trace, changed);
+      for (const found of answer.querySelectorAll(".thought")) paintPlain(found, trace, "reasoning");
+      changed = new Set();
+    };
+    // Markdown is shown later than the text arrives, and code is coloured later still.
+    const observer = new MutationObserver((records) => {
+      for (const { target } of records) {
+        const block = (target instanceof Element ? target : target.parentElement)?.closest(".block");
+        if (block) changed?.add(block);
+      }
+      timer ??= setTimeout(draw, PAINT_MS);
+    });
+    observer.observe(answer, { childList: true, characterData: true, subtree: true });
+    draw();
+    return () => {
+      observer.disconnect();
+      clearTimeout(timer);
+      for (const found of answer.querySelectorAll(".markdown, .thought")) unpaint(found);
+    };
+  }, [trace]);
+  return (
+    <div class="paint-legend" ref={place}>
+      {trace !== null && trace.tokens.length > 0 && <Legend shares={trace.shares()} />}
+    </div>
+  );
+}
+
+/** What can be done with an answer and its trace. */
+export function TraceTools({ message }: { message: Message }): JSX.Element | null {
+  if (!message.answer) return null;
+  const isTraced = traceOf(message.id) !== null;
+  const items = [
+    { name: "Race it against plain decoding", run: () => race(message) },
+    ...(isTraced
+      ? [
+          { name: "Show its passes", run: () => showPasses(message) },
+          { name: "Save it as a page", run: () => void save(message) },
+        ]
+      : []),
+  ];
+  return <Menu name="How it came about" icon="passes" items={items} />;
+}
+
+function showPasses(message: Message): void {
+  shownMessage.value = message.id;
+  openPanel.value = "passes";
+}
+
+function messagesBefore(message: Message): RaceMessage[] {
+  const { sent } = message.answer!;
+  return bodyOf(pathTo(openChat.value, message.parent), sent, null)["messages"] as RaceMessage[];
+}
+
+function race(message: Message): void {
+  const { sent } = message.answer!;
+  openRace({
+    messages: messagesBefore(message),
+    fields: { ...sent.fields, ...(sent.model === null ? {} : { model: sent.model }) },
+  });
+}
+
+async function save(message: Message): Promise<void> {
+  const answer = message.answer!;
+  const traced = traceOf(message.id);
+  if (traced === null) return;
+  try {
+    const { saveAnswer } = await import("../../export/save.ts");
+    saveAnswer(messagesBefore(message), answer, traced.trace);
+  } catch {
+    toast({ text: "This part of the page could not be loaded. Load the page again." });
+  }
+}

@@ -1,0 +1,136 @@
+/** A race: one question answered with and without drafts, with the same seed, side by side. */
+import type { JSX } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+
+import { isAbort } from "../../api/errors.ts";
+import { onNextFrame } from "../../chat/frames.ts";
+import { drawSeed } from "../../chat/request.ts";
+import { Legend, PaintedText } from "../../paint/painted.tsx";
+import { announce } from "../../ui/announce.tsx";
+import { Button } from "../../ui/button.tsx";
+import { TextArea, TextField } from "../../ui/fields.tsx";
+import { Lane } from "./lane.ts";
+import { prepared } from "./prepared.ts";
+import { questionOf, withQuestion } from "./question.ts";
+import { type Verdict, verdictOf } from "./verdict.ts";
+
+const MOST_TOKENS = 256;
+const FIRST_QUESTION = "What is Understudy?";
+
+export function RaceView(): JSX.Element {
+  const given = prepared.value;
+  const [question, setQuestion] = useState(questionOf(given?.messages ?? []) ?? FIRST_QUESTION);
+  const [seed, setSeed] = useState(String(given?.fields["seed"] ?? drawSeed()));
+  const [lanes, setLanes] = useState<Lane[]>([]);
+  const [, setVersion] = useState(0);
+  const [error, setError] = useState<string | null>(null);
+  const running = useRef<AbortController | null>(null);
+  const [isRunning, setRunning] = useState(false);
+  useEffect(() => () => running.current?.abort(), []);
+
+  const seedError = /^\d{1,15}$/.test(seed) ? null : "A whole number of at most 15 digits is needed.";
+
+  const start = async (): Promise<void> => {
+    const stop = new AbortController();
+    running.current = stop;
+    const pair = [new Lane(true), new Lane(false)];
+    const messages = withQuestion(given?.messages ?? [], question);
+    const asked = { max_tokens: MOST_TOKENS, ...given?.fields, messages, seed: Number(seed) };
+    setLanes(pair);
+    setError(null);
+    setRunning(true);
+    const count = (): void => setVersion((version) => version + 1);
+    const draw = (): void => onNextFrame(count);
+    try {
+      await Promise.all(pair.map((lane) => lane.run(asked, stop.signal, draw)));
+      announce(verdictOf(pair[0]!.ids, pair[1]!.ids).text);
+    } catch (failure) {
+      if (!isAbort(failure)) setError(failure instanceof Error ? failure.message : String(failure));
+      stop.abort(); // one lane alone is no race
+    }
+    setRunning(false);
+  };
+
+  const [first, second] = lanes;
+  const isOver = first?.isOver && second?.isOver;
+  const verdict = isOver ? verdictOf(first.ids, second.ids) : null;
+  const longest = Math.max(1, ...lanes.map((lane) => lane.ids.length));
+  return (
+    <main class="view race">
+      <div class="race-head">
+        <h1>Race</h1>
+        <p class="muted">
+          The same question with the same seed, answered twice at once: with drafted tokens, and without. The drafts
+          change the speed only.
+        </p>
+        <form
+          class="race-form"
+          onSubmit={(event) => {
+            event.preventDefault();
+            if (seedError === null && !isRunning) void start();
+          }}
+        >
+          <TextArea label="Question" value={question} rows={2} onInput={setQuestion} />
+          <TextField label="Seed" value={seed} inputMode="numeric" error={seedError} onInput={setSeed} />
+          <div class="row">
+            {isRunning ? (
+              <Button icon="stop" onClick={() => running.current?.abort()}>
+                Stop
+              </Button>
+            ) : (
+              <Button kind="primary" type="submit" disabled={question.trim() === "" || seedError !== null}>
+                Start the race
+              </Button>
+            )}
+            <Button kind="quiet" disabled={isRunning} onClick={() => setSeed(String(drawSeed()))}>
+              New seed
+            </Button>
+          </div>
+        </form>
+        {error !== null && (
+          <p class="field-error" role="alert">
+            {error} Try the race again.
+          </p>
+        )}
+        {verdict !== null && <Outcome verdict={verdict} lanes={lanes} />}
+      </div>
+      {lanes.length > 0 && (
+        <div class="lanes">
+          {lanes.map((lane) => (
+            <LaneView key={String(lane.isDrafted)} lane={lane} longest={longest} />
+          ))}
+        </div>
+      )}
+    </main>
+  );
+}
+
+function Outcome({ verdict, lanes }: { verdict: Verdict; lanes: readonly Lane[] }): JSX.Element {
+  const [fast, slow] = lanes.map((lane) => lane.timings?.tokens_per_pass ?? 0);
+  return (
+    <p class={`verdict ${verdict.isSame ? "same" : "other"}`} data-testid="verdict">
+      <strong>{verdict.text}</strong>.
+      {fast && slow ? ` With drafts a pass brought ${(fast / slow).toFixed(1)} times as many tokens.` : ""}
+    </p>
+  );
+}
+
+function LaneView({ lane, longest }: { lane: Lane; longest: number }): JSX.Element {
+  const name = lane.isDrafted ? "With drafts" : "Without drafts";
+  return (
+    <section class="lane" aria-label={name} aria-busy={!lane.isOver}>
+      <header>
+        <h2>{name}</h2>
+        <p class="muted">{lane.note || lane.figures}</p>
+        <span class="track" aria-hidden="true">
+          <span style={{ width: `${(100 * lane.ids.length) / longest}%` }} />
+        </span>
+      </header>
+      <div class="lane-text">
+        <PaintedText stretches={lane.trace.stretches("reasoning")} />
+        <PaintedText stretches={lane.trace.stretches("content")} />
+      </div>
+      {lane.isOver && <Legend shares={lane.trace.shares()} />}
+    </section>
+  );
+}
