@@ -21,7 +21,7 @@ export function ModelCard({ model, status }: CardProps): JSX.Element {
   const { text, tone } = stateWords(model);
   const engine = status.engine?.model === model.id ? status.engine : null;
   return (
-    <li class={`model-card ${tone}`} data-testid={`model ${model.id}`}>
+    <li class="model-card" data-testid={`model ${model.id}`}>
       <div class="model-head">
         <h2>{model.id}</h2>
         <p class={`state ${tone}`}>{text}</p>
