@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 
@@ -204,7 +203,7 @@ test("an answer goes on after its engine was killed", needsChromium, async () =>
 
 /** Return the process id of a server's engine: of its children, the one with the most memory. */
 function engineOf(pid: number): number {
-  const rows = execFileSync("ps", ["--ppid", String(pid), "-o", "pid=,rss="]).toString().trim().split("\n");
-  const sorted = rows.map((row) => row.trim().split(/\s+/).map(Number)).sort((a, b) => b[1]! - a[1]!);
-  return sorted[0]![0]!;
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
+  const pages = (child: number): number => Number(readFileSync(`/proc/${child}/statm`, "utf8").split(" ")[1]);
+  return children.sort((a, b) => pages(b) - pages(a))[0]!;
 }

@@ -33,7 +33,7 @@ export function Bars({ views, current, onChoose }: BarsProps): JSX.Element {
           {runsOf(view).map(({ look, count }, number) => (
             <span
               key={number}
-              class={`look ${look}`}
+              class={look}
               style={{ height: `${(100 * count) / most}%`, "--count": count }}
             />
           ))}

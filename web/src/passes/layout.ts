@@ -77,14 +77,19 @@ class Placing {
       const { token, source } = this.own;
       this.#add({ index: -2, token, source, score: 0, kind: "own", row, ...at });
     }
-    below.forEach((child, place) => {
+    const isLineFree = !isEnd || this.own === null;
+    const numbers = below.map((child, place) => {
       const { token, source, score, accepted } = this.nodes[child]!;
-      const isFirst = place === 0 && !(isEnd && this.own !== null);
+      const isFirst = place === 0 && isLineFree;
       const used = this.#used.slice(column + 1, column + 1 + this.#heights[child]!);
       const line = isFirst ? row : 1 + Math.max(row, ...used);
       const known = { index: child, token, source, score, kind: accepted ? "accepted" : "rejected" } as const;
-      this.#walk(child, this.#add({ ...known, row: line, ...at }));
+      const placed = this.#add({ ...known, row: line, ...at });
+      if (!isFirst) this.#walk(child, placed);
+      return placed;
     });
+    // What goes on this line is last, so that the branches here are the nearest to it.
+    if (isLineFree && below.length > 0) this.#walk(below[0]!, numbers[0]!);
   }
 }
 

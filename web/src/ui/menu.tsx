@@ -68,28 +68,39 @@ export function Menu({ name, icon, text, items, class: extra }: MenuProps): JSX.
         {icon && <Icon name={icon} />}
         {text !== undefined && <span>{text}</span>}
       </button>
-      {isOpen && (
-        <div class="menu-list" id={list} role="menu" aria-label={name}>
-          {items.map((item) => (
-            <button
-              key={item.name}
-              type="button"
-              tabIndex={-1}
-              class={item.isDanger ? "menu-item danger" : "menu-item"}
-              role={item.isChosen === undefined ? "menuitem" : "menuitemradio"}
-              aria-checked={item.isChosen}
-              onClick={() => {
-                close(true);
-                item.run();
-              }}
-            >
-              {item.icon ? <Icon name={item.icon} /> : null}
-              <span>{item.name}</span>
-              {item.isChosen ? <Icon name="check" /> : null}
-            </button>
-          ))}
-        </div>
-      )}
+      {isOpen && <List id={list} name={name} items={items} onChoose={() => close(true)} />}
+    </div>
+  );
+}
+
+interface ListProps {
+  id: string;
+  name: string;
+  items: MenuItem[];
+  onChoose: () => void;
+}
+
+function List({ id, name, items, onChoose }: ListProps): JSX.Element {
+  return (
+    <div class="menu-list" id={id} role="menu" aria-label={name}>
+      {items.map((item) => (
+        <button
+          key={item.name}
+          type="button"
+          tabIndex={-1}
+          class={item.isDanger ? "menu-item danger" : "menu-item"}
+          role={item.isChosen === undefined ? "menuitem" : "menuitemradio"}
+          aria-checked={item.isChosen}
+          onClick={() => {
+            onChoose();
+            item.run();
+          }}
+        >
+          {item.icon ? <Icon name={item.icon} /> : null}
+          <span>{item.name}</span>
+          {item.isChosen ? <Icon name="check" /> : null}
+        </button>
+      ))}
     </div>
   );
 }

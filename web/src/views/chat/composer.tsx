@@ -25,13 +25,8 @@ export async function addFiles(list: Iterable<File>): Promise<void> {
 }
 
 export function Composer(): JSX.Element {
-  const field = useRef<HTMLTextAreaElement>(null);
-  const input = useRef<HTMLInputElement>(null);
   const isWriting = runningIn(openChat.value.id) !== undefined;
   const isEmpty = text.value.trim() === "" && files.value.length === 0;
-  useEffect(() => {
-    if (field.current) fitHeight(field.current);
-  }, [text.value]);
   const submit = (): void => {
     if (isEmpty || isWriting || !send(text.value, files.value)) return;
     text.value = "";
@@ -48,38 +43,9 @@ export function Composer(): JSX.Element {
     >
       <div class="composer-box">
         <Files files={files.value} onRemove={(file) => (files.value = files.value.filter((other) => other !== file))} />
-        <textarea
-          ref={field}
-          rows={1}
-          aria-label="Message"
-          placeholder="Write a message"
-          value={text.value}
-          onInput={(event) => (text.value = event.currentTarget.value)}
-          onKeyDown={(event) => {
-            if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-            event.preventDefault();
-            submit();
-          }}
-          onPaste={(event) => {
-            const pasted = [...(event.clipboardData?.files ?? [])];
-            if (pasted.length === 0) return;
-            event.preventDefault();
-            void addFiles(pasted);
-          }}
-        />
+        <MessageField onSubmit={submit} />
         <div class="composer-tools">
-          <IconButton icon="plus" name="Add text files" onClick={() => input.current?.click()} />
-          <input
-            ref={input}
-            type="file"
-            multiple
-            hidden
-            aria-label="Text files"
-            onChange={(event) => {
-              void addFiles([...(event.currentTarget.files ?? [])]);
-              event.currentTarget.value = "";
-            }}
-          />
+          <AddFiles />
           <span class="hint muted">Enter sends, Shift+Enter begins a line</span>
           {isWriting ? (
             <IconButton icon="stop" name="Stop the answer" class="send" onClick={stop} />
@@ -89,5 +55,53 @@ export function Composer(): JSX.Element {
         </div>
       </div>
     </form>
+  );
+}
+
+function MessageField({ onSubmit }: { onSubmit: () => void }): JSX.Element {
+  const field = useRef<HTMLTextAreaElement>(null);
+  useEffect(() => {
+    if (field.current) fitHeight(field.current);
+  }, [text.value]);
+  return (
+    <textarea
+      ref={field}
+      rows={1}
+      aria-label="Message"
+      placeholder="Write a message"
+      value={text.value}
+      onInput={(event) => (text.value = event.currentTarget.value)}
+      onKeyDown={(event) => {
+        if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+        event.preventDefault();
+        onSubmit();
+      }}
+      onPaste={(event) => {
+        const pasted = [...(event.clipboardData?.files ?? [])];
+        if (pasted.length === 0) return;
+        event.preventDefault();
+        void addFiles(pasted);
+      }}
+    />
+  );
+}
+
+function AddFiles(): JSX.Element {
+  const input = useRef<HTMLInputElement>(null);
+  return (
+    <>
+      <IconButton icon="plus" name="Add text files" onClick={() => input.current?.click()} />
+      <input
+        ref={input}
+        type="file"
+        multiple
+        hidden
+        aria-label="Text files"
+        onChange={(event) => {
+          void addFiles([...(event.currentTarget.files ?? [])]);
+          event.currentTarget.value = "";
+        }}
+      />
+    </>
   );
 }
