@@ -45,7 +45,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -102,6 +102,9 @@ test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.ins
 
 page: web/node_modules/.installed ## build the page at / from web/ into server/page
 	cd web && $(NODE) npm run --silent build
+
+pictures: web/node_modules/.installed $(VENV)/.installed-bench ## take the pictures of the documentation in Chromium (5 minutes)
+	cd web && UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent pictures
 
 test-page: web/node_modules/.installed $(VENV)/.installed ## check that server/page is what web/ builds, and test the page in Chromium
 	cd web && $(NODE) npm run --silent types

@@ -15,6 +15,7 @@ from engine.errors import (
 )
 
 RETRY_AFTER_S = 5
+IN_THE_LOG = "Something failed in the server. Its log has the reason."
 
 
 class ErrorObject(TypedDict):
@@ -103,3 +104,10 @@ def as_api_error(error: ApiError | EngineError) -> ApiError:
             return ApiError(str(error), code="model_load_failed", status=500)
         case _:
             return ApiError(str(error), code="engine_error", status=500)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error that clients may see, else where its text is."""
+    if isinstance(error, ApiError | EngineError):
+        return as_api_error(error).message
+    return IN_THE_LOG

@@ -57,11 +57,14 @@ class Machine:
     # 4-bit copies (True), and of others (False). Empty if it decodes none.
     decoding_gbps: Mapping[bool, float] = field(default_factory=dict)
     disk_source: str = "assumed"  # of `disk_gbps`
+    device_gbps: float | None = None  # of the device's own memory; None: that of `CARD`
 
     @property
     def device_speed(self) -> DeviceSpeed:
         """Return the assumed speed of the device."""
-        return CARD if self.memory.has_own_memory else CPU
+        if not self.memory.has_own_memory:
+            return CPU
+        return CARD if self.device_gbps is None else replace(CARD, gbps=self.device_gbps)
 
 
 def complete_times(machine: Machine, demand: Demand, plan: Plan) -> Machine:

@@ -38,6 +38,8 @@ class WhatIf:
     device_memory: int | None = None  # bytes of a CUDA card
     ram: int | None = None  # bytes
     link_gbps: float | None = None  # speed of the link that weights travel, 1e9 bytes a second
+    disk_gbps: float | None = None
+    device_gbps: float | None = None  # of the card's memory, which only another card may have
     users: int = USERS  # of the forecast for several users
 
 
@@ -59,12 +61,24 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """The machine that a plan is for: measured, assumed or as asked."""
+
+    device_memory: int  # bytes of the card, or of the RAM that is used as the device's
+    ram: int  # bytes
+    link_gbps: float  # from RAM to the device
+    disk_gbps: float
+    device_gbps: float | None  # of the card's memory; None where passes were measured instead
+
+
+@dataclass(frozen=True)
 class Preview:
     """The results that `understudy plan` shows."""
 
     model_id: str
     model_type: str
     device: str  # "cuda" or "cpu"
+    machine: Figures
     has_weights: bool  # whether the checkpoint was there, not its config.json alone
     scheme: Scheme
     gains: tuple[Gain, ...]  # the best first
@@ -83,6 +97,7 @@ def preview(spec: ModelSpec, what_if: WhatIf) -> Preview:
         model_id=spec.id,
         model_type=planner.describe(planner.spec).config.model_type,
         device="cuda" if planner.device is None else planner.device.kind,
+        machine=_figures(planner.machine),
         has_weights=has_weights(planner.folder),
         scheme=scheme,
         gains=_gains(planner, scheme),
@@ -150,7 +165,14 @@ class _Planner:
                 host_runtime=assumed.HOST_RUNTIME,
                 code=FIRST_BYTES if self.describe(spec).compiles(has_own_memory=True) else 0,
             )
-            machine = Machine(memory, ram_gbps, assumed.DISK_GBPS, asked.device_memory)
+            machine = Machine(
+                memory,
+                ram_gbps,
+                asked.disk_gbps or assumed.DISK_GBPS,
+                asked.device_memory,
+                disk_source="as asked" if asked.disk_gbps else "assumed",
+                device_gbps=asked.device_gbps,
+            )
             if not link_probe.uses_codes(self.describe(spec)):
                 return machine
             speeds = assumed.decoding_gbps(machine.device_speed, spec.draft.group)
@@ -168,7 +190,7 @@ class _Planner:
             device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
             memory = replace(memory, ram=asked.ram, device=device)
         # If the device computes in RAM, weights are streamed from the disk.
-        asked_disk = None if memory.has_own_memory else asked.link_gbps
+        asked_disk = asked.disk_gbps or (None if memory.has_own_memory else asked.link_gbps)
         return Machine(
             memory,
             ram_gbps,
@@ -180,6 +202,17 @@ class _Planner:
             decoding_gbps=decoding,
             disk_source="as asked" if asked_disk else "measured" if measured else "assumed",
         )
+
+
+def _figures(machine: Machine) -> Figures:
+    is_measured = machine.passes.expect(1) is not None
+    return Figures(
+        machine.device_memory,
+        machine.memory.ram,
+        machine.ram_gbps,
+        machine.disk_gbps,
+        None if is_measured else machine.device_speed.gbps,
+    )
 
 
 def _gains(planner: _Planner, scheme: Scheme) -> tuple[Gain, ...]:
@@ -234,7 +267,8 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
         figure = f"{timed * 1e3:.0f} ms"
         yield Assumption(f"compute of {TILE} rows", figure, "measured on one layer")
     else:
-        yield Assumption("device memory", f"{machine.device_speed.gbps:g} GB/s")
+        source = "as asked" if machine.device_gbps else "assumed"
+        yield Assumption("device memory", f"{machine.device_speed.gbps:g} GB/s", source)
         yield Assumption("products", f"{machine.device_speed.tflops:g} TFLOP/s")
     if scheme.demand.is_self_drafted and machine.draft.expect(1) is not None:
         figure = f"{forecast.draft_step_seconds * 1e3:.1f} ms"

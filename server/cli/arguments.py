@@ -253,6 +253,15 @@ def _add_plan(commands: Commands) -> None:
         "--link-gbps", type=_positive, metavar="B", help="GB/s at which weights reach the device"
     )
     plan.add_argument(
+        "--disk-gbps", type=_positive, metavar="B", help="GB/s at which weights are read from disk"
+    )
+    plan.add_argument(
+        "--device-gbps",
+        type=_positive,
+        metavar="B",
+        help="GB/s of the memory of the card that --device-memory describes",
+    )
+    plan.add_argument(
         "--users",
         type=int,
         default=8,

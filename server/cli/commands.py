@@ -66,15 +66,24 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
     from server.cli import plan_table
 
     check_cache()
-    spec = _find_entry(args.model, _read_entries(args, env)).spec
-    what_if = WhatIf(args.device_memory, args.ram, args.link_gbps, args.users)
+    if args.device_gbps is not None and args.device_memory is None:
+        raise ConfigError("--device-gbps is of another card: give its --device-memory too")
+    entry = _find_entry(args.model, _read_entries(args, env))
+    what_if = WhatIf(
+        args.device_memory,
+        args.ram,
+        args.link_gbps,
+        args.disk_gbps,
+        args.device_gbps,
+        args.users,
+    )
     try:
-        found = preview(spec, what_if)
+        found = preview(entry.spec, what_if)
     except DoesNotFit as error:
         console.line(f"understudy: {args.model} does not fit. {error}")
         return EXIT_DOES_NOT_FIT
     if args.json:
-        print(as_json(found))
+        print(as_json(found, entry, what_if))
     else:
         plan_table.show(found, rich.console.Console(highlight=False))
     return 0

@@ -46,6 +46,7 @@ class ModelEntry:
     parsers: ParsersSection = field(default_factory=ParsersSection)
     idle_unload: float | None = None  # seconds without a request, then it is unloaded; None: never
     path: Path | None = None  # its YAML file; None: made from the command line
+    file: ModelFile | None = None  # the settings that it was made of, if they are known
 
 
 class Registry:
@@ -136,6 +137,7 @@ def read_entry(path: Path, model_id: str) -> ModelEntry:
         parsers=file.parsers,
         idle_unload=file.idle_unload,
         path=path,
+        file=file,
     )
 
 
@@ -162,7 +164,8 @@ def make_entry(model: str) -> ModelEntry:
             "(owner/name, or owner/name:QUANT for GGUF)"
         )
     file = ModelFile(target=TargetSection(source=source))
-    return ModelEntry(id=model_id, spec=build_spec(model_id, file), created=int(time.time()))
+    spec = build_spec(model_id, file)
+    return ModelEntry(id=model_id, spec=spec, created=int(time.time()), file=file)
 
 
 def _as_id(name: str) -> str:
@@ -183,3 +186,27 @@ def entry_yaml(entry: ModelEntry, info: ModelInfo) -> str:
     if info.sampling:
         sections["sampling"] = dict(info.sampling)
     return yaml.safe_dump(sections, default_flow_style=None, sort_keys=False, allow_unicode=True)
+
+
+def planned_yaml(entry: ModelEntry, method: str, device_memory: int | None, ram: int | None) -> str:
+    """Return the text of a model file that serves a model as it was planned.
+
+    It has the settings of the entry, the drafting method of the plan, and the limits of memory that
+    were asked about; None leaves a limit as it is.
+    """
+    file = entry.file or ModelFile(target=TargetSection(source=entry.spec.target.source))
+    sections = file.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    sections["draft"] = {**sections.get("draft", {}), "method": method}
+    limits = {"device": device_memory, "ram": ram}
+    asked = {key: _size_text(nbytes) for key, nbytes in limits.items() if nbytes is not None}
+    if asked:
+        sections["memory"] = {**sections.get("memory", {}), **asked}
+    return yaml.safe_dump(sections, default_flow_style=None, sort_keys=False, allow_unicode=True)
+
+
+def _size_text(nbytes: int) -> str | int:
+    """Return a size as text that `parse_size` reads, or as bytes where no unit divides it."""
+    units = (("TiB", 40), ("GiB", 30), ("MiB", 20))
+    return next(
+        (f"{nbytes >> bits}{unit}" for unit, bits in units if nbytes % (1 << bits) == 0), nbytes
+    )

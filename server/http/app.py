@@ -64,6 +64,7 @@ def create_app(
     metrics = Metrics()
     text = TextProcess(TEXT_MODULES) if text is None else text
     lent = Models(settings, metrics, text, engine_factory, progress)
+    planner = planner or Planner()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -72,12 +73,12 @@ def create_app(
         try:
             yield
         finally:
-            await lent.close()
+            await asyncio.gather(lent.close(), planner.close())
 
     apis = find_apis()
     failures = Failures(apis)
     in_flight = InFlight()
-    shared = AppState(settings, registry, lent, metrics, in_flight, planner or Planner())
+    shared = AppState(settings, registry, lent, metrics, in_flight, planner)
     app = App(shared, apis, has_keys=bool(keys), lifespan=lifespan)
     app.router.routes.extend(page_routes())
     failures.install(app)

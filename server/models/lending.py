@@ -21,7 +21,7 @@ from engine.process.engine_process import EngineCallbacks
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
-from server.errors import ApiError
+from server.errors import ApiError, reason_of
 from server.metrics.load_speed import LoadMeter, step_text
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
@@ -91,6 +91,7 @@ class Models:
         self._step: LoadStep | None = None  # the latest one, of a load or a restart
         self._unloading = False
         self._idle = IdleTimer(self._unload_idle)
+        self.failures: dict[str, str] = {}  # why the latest load of a model failed, by id
         self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
         self._closed = False
@@ -267,6 +268,7 @@ class Models:
             elif current is None or current.num_borrowers == 0:
                 self._idle.end()
                 self._loading, self._step = entry, None
+                self.failures.pop(entry.id, None)
                 self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
             else:
@@ -319,6 +321,7 @@ class Models:
         error = None if swap.cancelled() else swap.exception()
         if error is not None:
             log.error("%s could not be loaded", entry.id)  # the waiting requests get the reason
+            self.failures[entry.id] = reason_of(error)
             self._refuse([w for w in self._waiters if w.entry.id == entry.id], error)
         self._advance()
 

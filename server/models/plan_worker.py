@@ -1,4 +1,4 @@
-"""The computation of a plan, and the process in which the server runs it.
+"""The computation of plans, and the process in which the server runs it.
 
 Modules of the engine are imported on first use, because they load torch.
 """
@@ -7,15 +7,17 @@ import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.spec import ModelSpec
+from server.config.registry import ModelEntry, planned_yaml
 
 if TYPE_CHECKING:
-    from engine.planning.preview import Preview
+    from engine.planning.preview import Preview, WhatIf
 
 # The libraries read these when they are imported. The user's own values win.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
@@ -29,6 +31,8 @@ class Machine:
     device_memory: int | None = None  # bytes of a CUDA card
     ram: int | None = None  # bytes
     link_gbps: float | None = None
+    disk_gbps: float | None = None
+    device_gbps: float | None = None  # of the card's memory
     users: int | None = None  # of the second forecast
 
 
@@ -41,31 +45,37 @@ class Planned:
     fits: bool = True  # whether the error is another one than too little memory
 
 
-def main(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
-    """Run the spawned process: compute one plan and send a `Planned`."""
+Compute = Callable[[ModelEntry, Machine], Planned]
+
+
+def main(connection: Connection, compute: Compute) -> None:
+    """Run the spawned process: compute plans until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent reacts
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
-    connection.send(compute(spec, machine))
+    with suppress(EOFError):
+        while True:
+            entry, machine = connection.recv()
+            connection.send(compute(entry, machine))
 
 
-def compute(spec: ModelSpec, machine: Machine) -> Planned:
+def compute(entry: ModelEntry, machine: Machine) -> Planned:
     """Return the plan of a model for a machine."""
     from engine.planning.plan import DoesNotFit
     from engine.planning.preview import WhatIf, preview
 
-    users = {} if machine.users is None else {"users": machine.users}
-    what_if = WhatIf(machine.device_memory, machine.ram, machine.link_gbps, **users)
+    given = {name: figure for name, figure in asdict(machine).items() if figure is not None}
+    what_if = WhatIf(**given)
     try:
-        return Planned(as_json(preview(spec, what_if)))
+        return Planned(as_json(preview(entry.spec, what_if), entry, what_if))
     except DoesNotFit as error:
         return Planned(error=str(error), fits=False)
     except ModelError as error:
         return Planned(error=str(error))
 
 
-def as_json(found: "Preview") -> str:
+def as_json(found: "Preview", entry: ModelEntry, what_if: "WhatIf") -> str:
     """Return the whole preview as JSON, in bytes, seconds and tokens per second."""
     values: dict[str, Any] = asdict(found)
     scheme = values.pop("scheme")
@@ -75,7 +85,9 @@ def as_json(found: "Preview") -> str:
     plan["device_bytes"] = found.scheme.plan.device_bytes
     plan["host_bytes"] = found.scheme.plan.host_bytes
     plan["tiers"] = dict(Counter(found.scheme.plan.tiers))
-    unit_bytes = list(found.scheme.demand.unit_bytes)
+    unit_bytes, link_bytes = found.scheme.demand.unit_bytes, found.scheme.demand.link_bytes
+    placed = zip(link_bytes, found.scheme.plan.tiers, strict=True)
+    plan["disk_unit_bytes"] = sum(nbytes for nbytes, tier in placed if tier == "disk")
     return json.dumps(
         {
             **values,
@@ -83,9 +95,10 @@ def as_json(found: "Preview") -> str:
             "packed": scheme["packed"],
             "coded": scheme["coded"],
             "plan": plan,
-            "unit_bytes": unit_bytes,
-            "link_bytes": list(found.scheme.demand.link_bytes),
+            "unit_bytes": list(unit_bytes),
+            "link_bytes": list(link_bytes),
             "forecast": scheme["forecast"],
+            "file": planned_yaml(entry, scheme["method"], what_if.device_memory, what_if.ram),
         },
         indent=2,
     )

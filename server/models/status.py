@@ -53,6 +53,8 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
     }
     if state in ("loading", "restarting") and (step := models.step) is not None:
         status["step"] = step
+    if (failure := models.failures.get(entry.id)) is not None:
+        status["error"] = failure
     current = models.in_memory
     if current is not None and state != "loading" and current.entry.id == entry.id:
         info = current.info

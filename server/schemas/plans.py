@@ -14,6 +14,8 @@ MAX_GBPS = 1e6
 # Bytes as a number, or as text such as "8GiB".
 Size = Annotated[Int, Field(gt=0, le=MAX_SIZE)] | Annotated[str, Field(max_length=40)]
 
+Speed = Annotated[float, Field(gt=0, le=MAX_GBPS)]  # 1e9 bytes a second
+
 
 class PlanRequest(Body):
     """A model of the registry, and a machine. What is not given is that of the server's machine."""
@@ -21,7 +23,9 @@ class PlanRequest(Body):
     model: str
     device_memory: Size | None = None  # of a CUDA card
     ram: Size | None = None
-    link_gbps: Annotated[float, Field(gt=0, le=MAX_GBPS)] | None = None
+    link_gbps: Speed | None = None
+    disk_gbps: Speed | None = None
+    device_gbps: Speed | None = None  # of the card's memory, with `device_memory` only
     users: Annotated[Int, Field(ge=1, le=MAX_USERS)] | None = None  # of the second forecast
 
 
@@ -40,12 +44,23 @@ class PlanAssumption(TypedDict):
     source: str
 
 
+class PlanMachine(TypedDict):
+    """The machine that was planned for: measured, assumed or as asked."""
+
+    device_memory: int  # bytes of the card, or of the RAM that is used as the device's
+    ram: int
+    link_gbps: float
+    disk_gbps: float
+    device_gbps: float | None  # null: passes were measured instead
+
+
 class Plan(TypedDict):
     """The output of `understudy plan --json`."""
 
     model_id: str
     model_type: str
     device: str
+    machine: PlanMachine
     has_weights: bool  # whether the checkpoint was there, not its config.json alone
     gains: list[PlanGain]  # the best first
     assumptions: list[PlanAssumption]
@@ -56,3 +71,4 @@ class Plan(TypedDict):
     unit_bytes: list[int]
     link_bytes: list[int]  # of each unit as it travels
     forecast: dict[str, Any]  # seconds, tokens a pass and tokens a second
+    file: str  # a model file, as YAML, with the drafting method and the limits that were asked

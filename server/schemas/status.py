@@ -31,6 +31,7 @@ class ModelStatus(TypedDict):
     default: bool  # whether requests that name no model get this one
     state: ModelState
     step: NotRequired[LoadStep]  # of a model that is being loaded
+    error: NotRequired[str]  # why the latest load failed
     context: NotRequired[int]  # tokens
     tiers: NotRequired[dict[str, int]]  # the number of units of weights in each tier
     draft: NotRequired[str]  # the drafting method

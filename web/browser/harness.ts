@@ -9,7 +9,7 @@ import { createInterface } from "node:readline";
 import { type Browser, type BrowserContext, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 
 const ROOT = join(process.cwd(), "..");
-const PYTHON = process.env["UNDERSTUDY_PYTHON"] ?? join(ROOT, ".venv/bin/python");
+export const PYTHON = process.env["UNDERSTUDY_PYTHON"] ?? join(ROOT, ".venv/bin/python");
 const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find(existsSync);
 
 /** Where screenshots are written, to be looked at. */

@@ -88,7 +88,6 @@ function Loaded({ view }: { view: View }): JSX.Element {
     if (component === null) {
       view.load?.().then((found) => setComponent(() => found), () => setFailed(true));
     }
-    return () => (barContent.value = null);
   }, []);
   if (hasFailed) {
     return (

@@ -19,6 +19,16 @@ export const VIEWS: readonly View[] = [
     title: "Race",
     load: () => import("./views/race/race_view.tsx").then((module) => module.RaceView),
   },
+  {
+    name: "models",
+    title: "Models",
+    load: () => import("./views/models/models_view.tsx").then((module) => module.ModelsView),
+  },
+  {
+    name: "plan",
+    title: "Plan",
+    load: () => import("./views/plan/plan_view.tsx").then((module) => module.PlanView),
+  },
 ];
 
 /** Return the view of a name; the first one for an unknown name. */

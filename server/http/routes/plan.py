@@ -27,15 +27,20 @@ async def plan_model(
     """Plan where a model's weights would be on a machine, and forecast its speed."""
     state, body = state_of(request), received.body
     entry = state.registry.named(body.model)
+    if body.device_gbps is not None and body.device_memory is None:
+        message = "'device_gbps' is of another card: give its 'device_memory' too."
+        raise ApiError(message, code="invalid_value", param="device_gbps")
     machine = Machine(
         _size("device_memory", body.device_memory),
         _size("ram", body.ram),
         body.link_gbps,
+        body.disk_gbps,
+        body.device_gbps,
         body.users,
     )
 
     async def plans() -> AsyncGenerator[str, None]:
-        yield await state.planner.plan(entry.spec, machine)
+        yield await state.planner.plan(entry, machine)
 
     return await whole_answer(request, plans(), _json_response, pace_of(request))
 

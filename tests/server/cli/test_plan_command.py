@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from engine.planning import probe
 from server.cli import main
@@ -145,7 +146,42 @@ def test_the_gains_are_sorted_and_the_best_is_first(capsys: Capture, folder: Pat
     assert any(gain["change"] == "link: 25 GB/s -> 50 GB/s" for gain in gains)
     alone = planned(capsys, str(folder), "--device-memory", "8GiB", "--ram", "4GiB")
     assert alone["plan"]["tiers"]["disk"] > 0
+    assert 0 < alone["plan"]["disk_unit_bytes"] < sum(alone["link_bytes"])
     assert any(gain["change"].startswith("memory.ram: 4 GiB -> ") for gain in alone["gains"])
+
+
+def test_every_figure_of_the_machine_can_be_given(capsys: Capture, folder: Path) -> None:
+    card = [str(folder), "--device-memory", "8GiB", "--ram", "4GiB"]
+    assumed = planned(capsys, *card)
+    machine = {"device_memory": 8 * GIB, "ram": 4 * GIB, "link_gbps": 25.0, "disk_gbps": 3.0}
+    assert assumed["machine"] == {**machine, "device_gbps": 500.0}
+    faster = planned(capsys, *card, "--disk-gbps", "6", "--device-gbps", "1000")
+    assert faster["machine"] == {**machine, "disk_gbps": 6.0, "device_gbps": 1000.0}
+    sources = {one["what"]: (one["figure"], one["source"]) for one in faster["assumptions"]}
+    assert sources["disk"] == ("6 GB/s", "as asked")
+    assert sources["device memory"] == ("1000 GB/s", "as asked")
+    first, second = (plan["forecast"] for plan in (assumed, faster))
+    assert second["link_seconds"] < first["link_seconds"]
+    assert second["draft_step_seconds"] < first["draft_step_seconds"]
+
+
+def test_the_model_file_has_the_limits_that_were_asked(capsys: Capture, folder: Path) -> None:
+    """Serving it gives what was planned; the keys of the present file are kept."""
+    models = folder.parent / "configs" / "models"
+    models.mkdir(parents=True)
+    (models / "mine.yaml").write_text(
+        f'target: {{source: "{folder}"}}\naliases: [me]\nmemory: {{cache: 1GiB}}\n'
+    )
+    for name, more in (("mine", {"aliases": ["me"]}), (str(folder), {})):
+        found = planned(capsys, name, "--device-memory", "8GiB", "--ram", "1536MiB")
+        file = yaml.safe_load(found["file"])
+        assert file.pop("memory") == {
+            **({"cache": GIB} if more else {}),
+            "device": "8GiB",
+            "ram": "1536MiB",
+        }
+        draft = {"method": found["draft"]}
+        assert file == {"target": {"source": str(folder)}, "draft": draft, **more}
 
 
 def test_several_users_are_forecast_together(capsys: Capture, folder: Path) -> None:
@@ -169,6 +205,7 @@ def test_without_options_this_machine_is_measured(
     (folder / "config.json").write_text(json.dumps({**CONFIG, **small, **heads}))
     found = planned(capsys, str(folder))
     assert found["device"] == "cpu"
+    assert found["machine"]["device_gbps"] is None and "memory" not in yaml.safe_load(found["file"])
     timed = {entry["what"]: entry["source"] for entry in found["assumptions"]}
     assert timed["compute of 64 rows"].startswith("measured")
     with monkeypatch.context() as nothing:
@@ -188,7 +225,9 @@ def test_a_model_with_a_file_is_planned_by_its_id(capsys: Capture, folder: Path)
     assert found["forecast"]["tokens_per_pass"] == 1
 
 
-@pytest.mark.parametrize("arguments", [["--device-memory", "big"], ["--link-gbps", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--device-memory", "big"], ["--link-gbps", "0"], ["--disk-gbps", "x"]]
+)
 def test_the_error_names_an_impossible_option(
     capsys: Capture, folder: Path, arguments: list[str]
 ) -> None:
@@ -196,6 +235,11 @@ def test_the_error_names_an_impossible_option(
         main.main(["plan", str(folder), *arguments])
     assert end.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_memory_of_a_card_belongs_to_a_card(capsys: Capture, folder: Path) -> None:
+    assert main.main(["plan", str(folder), "--device-gbps", "500"]) == 1
+    assert "--device-memory" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_served_ends_with_1(capsys: Capture, folder: Path) -> None:

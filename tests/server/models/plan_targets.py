@@ -1,51 +1,116 @@
-"""Functions that a planner's processes run in tests."""
+"""Functions that compute plans in a planner's process in tests."""
 
 import json
+import os
 import time
-from multiprocessing.connection import Connection
+from dataclasses import asdict
+from typing import Any
 
-from engine.spec import ModelSpec
+from server.config.registry import ModelEntry
 from server.models.plan_worker import Machine, Planned
 from server.schemas.plans import Plan
 
-
-def echo(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
-    """Send what was asked, instead of a plan."""
-    figures = [machine.device_memory, machine.ram, machine.link_gbps, machine.users]
-    connection.send(Planned(json.dumps({"model_id": spec.id, "figures": figures})))
+GATE = "UNDERSTUDY_TEST_GATE"  # names a file
 
 
-def small_plan(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
-    """Send an answer that matches the schema."""
+def echo(entry: ModelEntry, machine: Machine) -> Planned:
+    """Return what was asked, and which process answers, instead of a plan."""
+    return Planned(json.dumps({"model_id": entry.id, "process": os.getpid(), **asdict(machine)}))
+
+
+def gated(entry: ModelEntry, machine: Machine) -> Planned:
+    """Do as `echo` once a file is there."""
+    while not os.path.exists(os.environ[GATE]):
+        time.sleep(0.001)
+    return echo(entry, machine)
+
+
+def small_plan(entry: ModelEntry, machine: Machine) -> Planned:
+    """Return a plan that matches the schema. Its figures depend on those of the machine."""
+    device = machine.device_memory or 8 << 30
+    ram = machine.ram or 32 << 30
+    link = machine.link_gbps or 25.0
     plan: Plan = {
-        "model_id": spec.id,
+        "model_id": entry.id,
         "model_type": "fake",
-        "device": "cpu",
+        "device": "cuda",
+        "machine": {
+            "device_memory": device,
+            "ram": ram,
+            "link_gbps": link,
+            "disk_gbps": machine.disk_gbps or 3.0,
+            "device_gbps": machine.device_gbps or 500.0,
+        },
         "has_weights": False,
         "gains": [{"change": "memory.device: 1 GiB -> 2 GiB", "factor": 1.5}],
         "assumptions": [{"what": "disk", "figure": "3 GB/s", "source": "assumed"}],
-        "draft": "none",
+        "draft": "subspec",
         "packed": False,
         "coded": False,
-        "plan": {},
-        "unit_bytes": [1],
-        "link_bytes": [1],
-        "forecast": {},
+        "plan": _places(device, ram),
+        "unit_bytes": [device // 32] * 32,
+        "link_bytes": [device // 32] * 32,
+        "forecast": {
+            "tokens_per_second": link * 0.5,
+            "users": machine.users or 8,
+            "tokens_per_second_all": link * 2.0,
+            "first_token_seconds": 1.5,
+            "tokens_per_pass": 6.5,
+            "pass_seconds": 13 / link,
+            "link_seconds": 12 / link,
+            "draft_seconds": 0.1,
+        },
+        "file": f"target: {{source: {entry.id}}}\ndraft: {{method: subspec}}\n",
     }
-    connection.send(Planned(json.dumps(plan)))
+    return Planned(json.dumps(plan))
 
 
-def too_large(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
-    connection.send(Planned(error="2 GiB are missing", fits=False))
+def _places(device: int, ram: int) -> dict[str, Any]:
+    return {
+        "tiers": {"resident": 8, "ram": 16, "disk": 8},
+        "ring_slots": 3,
+        "num_pages": 256,
+        "max_sequences": 8,
+        "max_rows": 2048,
+        "resident_bytes": device // 4,
+        "ring_bytes": device // 8,
+        "kv_bytes": device // 8,
+        "draft_bytes": device // 4,
+        "activation_bytes": device // 16,
+        "other_bytes": 0,
+        "state_bytes": 0,
+        "ram_unit_bytes": ram // 2,
+        "disk_unit_bytes": 3 << 30,
+        "staging_bytes": 0,
+        "host_kv_bytes": 0,
+        "embedding_bytes": 1 << 28,
+        "making_bytes": 0,
+        "memory": {
+            "device": device - (850 << 20),
+            "ram": ram,
+            "is_cuda": True,
+            "device_runtime": 600 << 20,
+            "host_runtime": 900 << 20,
+            "code": 0,
+        },
+        "device_bytes": device * 13 // 16 + (600 << 20),
+        "host_bytes": ram // 2 + (900 << 20),
+    }
 
 
-def unknown_family(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
-    connection.send(Planned(error="config.json: no such family"))
+def too_large(entry: ModelEntry, machine: Machine) -> Planned:
+    return Planned(error="2 GiB are missing", fits=False)
 
 
-def die(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
-    """Send nothing."""
+def unknown_family(entry: ModelEntry, machine: Machine) -> Planned:
+    return Planned(error="config.json: no such family")
 
 
-def hang(connection: Connection, spec: ModelSpec, machine: Machine) -> None:
+def die(entry: ModelEntry, machine: Machine) -> Planned:
+    """End the process."""
+    os._exit(1)
+
+
+def hang(entry: ModelEntry, machine: Machine) -> Planned:
     time.sleep(600)
+    return Planned()

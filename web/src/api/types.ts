@@ -23,6 +23,7 @@ export interface ModelStatus {
   default: boolean;
   state: "loaded" | "loading" | "restarting" | "unloading" | "unloaded";
   step?: LoadStep;
+  error?: string;
   context?: number;
   tiers?: Record<string, number>;
   draft?: string;

@@ -102,6 +102,11 @@ export function changeSettings(change_: Partial<Settings>): void {
   void change({ ...openChat.value, settings });
 }
 
+/** Have the next new chat talk to a model. */
+export function chooseModel(model: string): void {
+  localStorage.setItem(SETTINGS, JSON.stringify({ ...lastSettings(), model, seed: null }));
+}
+
 function lastSettings(): Settings {
   try {
     const stored: unknown = JSON.parse(localStorage.getItem(SETTINGS) ?? "{}");

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,49 @@ from server.cli import main
 from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
 from server.http.app import create_app
-from server.models import planner
-from server.models.planner import EntryPoint, Planner
+from server.models import plan_worker, planner
+from server.models.plan_worker import Compute
+from server.models.planner import Planner
 from tests.server.cli.test_plan_command import CARD, CONFIG, GIB
 from tests.server.conftest import client_of, entry, error_of
 from tests.server.fake_engine import FakeEngines
 from tests.server.fake_text import FakeText
 from tests.server.models import plan_targets
 
+MACHINE = {
+    "device_memory": 8 * GIB,
+    "ram": 5,
+    "link_gbps": 2.0,
+    "disk_gbps": 1.5,
+    "device_gbps": 900.0,
+    "users": 3,
+}
+
 
 @asynccontextmanager
 async def planning(
-    target: EntryPoint | None = None, timeout: float = 60, entries: list[ModelEntry] | None = None
+    compute: Compute = plan_worker.compute,
+    timeout: float = 60,
+    keep: float = 60,
+    entries: list[ModelEntry] | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    made = Planner() if target is None else Planner(target, timeout)
     known = entries or [entry("main", aliases=("gpt-x",))]
     registry = Registry(known, known[0].id, strict=False)
-    app = create_app(Settings(), registry, FakeEngines(), text=FakeText(), planner=made)
+    planner = Planner(compute, timeout, keep)
+    app = create_app(Settings(), registry, FakeEngines(), text=FakeText(), planner=planner)
     async with client_of(app) as client:
         yield client
-    assert not [child for child in active_children() if child.name.startswith("plan ")]
+    assert planners() == []
+
+
+def planners() -> list[BaseProcess]:
+    """Return the processes that compute plans."""
+    return [child for child in active_children() if child.name == "planner"]
+
+
+async def ends(process: BaseProcess) -> None:
+    while process.is_alive():
+        await asyncio.sleep(0.001)
 
 
 async def plan(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
@@ -61,14 +85,49 @@ async def test_the_plan_is_that_of_the_command(
 
 async def test_the_body_changes_the_machine() -> None:
     async with planning(plan_targets.echo) as client:
-        assert (await plan(client)).json() == {"model_id": "main", "figures": [None] * 4}
-        whole = {"device_memory": "8GiB", "ram": 5, "link_gbps": 2, "users": 3, "unknown": 1}
-        answer = (await plan(client, **whole, model="gpt-x")).json()
-        assert answer == {"model_id": "main", "figures": [8 * GIB, 5, 2.0, 3]}
+        nothing = dict.fromkeys(MACHINE)
+        assert nothing.items() <= (await plan(client)).json().items()
+        asked = {**MACHINE, "device_memory": "8GiB"}
+        answer = (await plan(client, **asked, unknown=1, model="gpt-x")).json()
+        assert answer["model_id"] == "main" and MACHINE.items() <= answer.items()
+
+
+async def test_a_process_is_kept_for_the_next_plan_and_ends_when_none_comes() -> None:
+    async with planning(plan_targets.echo) as client:
+        first, second = [(await plan(client)).json()["process"] for _ in range(2)]
+        assert first == second
+        planners()[0].kill()
+        await ends(planners()[0])
+        assert (await plan(client)).json()["process"] != first
+    async with planning(plan_targets.echo, keep=0) as client:
+        await plan(client)
+        while planners():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(("patience", "is_kept"), [(60, True), (0, False)])
+async def test_a_plan_whose_client_has_left_goes_on_for_a_while(
+    patience: float, is_kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    monkeypatch.setenv(plan_targets.GATE, str(gate))
+    monkeypatch.setattr(planner, "ABANDONED_S", patience)
+    async with planning(plan_targets.gated) as client:
+        left = asyncio.create_task(plan(client))
+        while not planners():
+            await asyncio.sleep(0.001)
+        first = planners()[0]
+        left.cancel()
+        await asyncio.wait([left])
+        asked = asyncio.create_task(plan(client))
+        if not is_kept:
+            await ends(first)
+        gate.touch()
+        assert ((await asked).json()["process"] == first.pid) is is_kept
 
 
 @pytest.mark.parametrize(
-    ("target", "status", "code", "words"),
+    ("compute", "status", "code", "words"),
     [
         (plan_targets.too_large, 400, "does_not_fit", "2 GiB are missing"),
         (plan_targets.unknown_family, 500, "model_load_failed", "no such family"),
@@ -76,9 +135,9 @@ async def test_the_body_changes_the_machine() -> None:
     ],
 )
 async def test_a_plan_that_fails_says_why(
-    target: EntryPoint, status: int, code: str, words: str
+    compute: Compute, status: int, code: str, words: str
 ) -> None:
-    async with planning(target) as client:
+    async with planning(compute) as client:
         error = error_of(await plan(client), status)
     assert error["code"] == code and words in error["message"]
 
@@ -94,10 +153,10 @@ async def test_plans_are_computed_one_at_a_time_and_few_may_wait(
     monkeypatch.setattr(planner, "MAX_WAITING", 1)
     async with planning(plan_targets.hang) as client:
         asked = [asyncio.create_task(plan(client)) for _ in range(2)]
-        while not active_children():
+        while not planners():
             await asyncio.sleep(0.001)
         assert error_of(await plan(client), 503)["code"] == "queue_full"
-        assert len(active_children()) == 1
+        assert len(planners()) == 1
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
@@ -110,6 +169,8 @@ async def test_plans_are_computed_one_at_a_time_and_few_may_wait(
         ("device_memory", [0, -1, "8 apples", "0GiB", 2**51, "9999999TiB", 1.5, []]),
         ("ram", [0, "x", True]),
         ("link_gbps", [0, -1, "1", 1e9]),
+        ("disk_gbps", [0, "fast"]),
+        ("device_gbps", [0, 500]),  # of which card?
         ("users", [0, 2000, 1.5]),
     ],
 )

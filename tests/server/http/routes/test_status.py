@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.errors import ModelError
 from engine.messages import LoadProgress, StateStats
 from engine.process.engine_process import State
+from server.errors import IN_THE_LOG
 from server.metrics.passes import PassHistory
 from tests.server.conftest import MakeApp, chat, client_of, error_of, serving
 from tests.server.fake_engine import FakeEngines
@@ -180,3 +182,21 @@ async def test_head_opens_no_stream(client: httpx.AsyncClient) -> None:
 async def test_the_status_needs_the_key(make_app: MakeApp) -> None:
     async with client_of(make_app(keys=("secret",))) as client:
         assert error_of(await client.get("/v1/status"), 401)["code"] == "invalid_api_key"
+
+
+async def test_a_failed_load_is_shown_until_the_next_one(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    async def error() -> str | None:
+        found: dict[str, str] = (await status_of(client))["models"][0]
+        return found.get("error")
+
+    engines.script.load_error = ModelError("config.json: no such family")
+    await chat(client)
+    assert await error() == "config.json: no such family"
+    engines.script.load_error = ValueError("what only the log may have")
+    await chat(client)
+    assert await error() == IN_THE_LOG
+    engines.script.load_error = None
+    await chat(client)
+    assert await error() is None

@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import type { JSX } from "preact";
 import { useEffect } from "preact/hooks";
 
-import { barContent } from "../../bar.ts";
+import { useBarContent } from "../../bar.ts";
 import { open, openChat, startChats } from "../../chat/chats.ts";
 import { running } from "../../chat/generation.ts";
 import { modelsState, refreshModelsUnasked } from "../../models.ts";
@@ -28,8 +28,8 @@ export function ChatView(): JSX.Element {
   useModels();
   useShortcuts();
   useFileDrop();
+  useBarContent(<BarContent />);
   useEffect(() => {
-    barContent.value = <BarContent />;
     void startChats();
     focusComposer();
     const timer = setTimeout(loadMarkdown, MARKDOWN_AFTER_MS);

@@ -1,9 +1,8 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 
-import { announce } from "../../ui/announce.tsx";
 import { IconButton } from "../../ui/button.tsx";
-import { toast } from "../../ui/toast.tsx";
+import { copyText } from "../../ui/copy.ts";
 
 const SHOWN_MS = 1500;
 
@@ -11,14 +10,9 @@ const SHOWN_MS = 1500;
 export function CopyButton({ text }: { text: string }): JSX.Element {
   const [isDone, setDone] = useState(false);
   const copy = async (): Promise<void> => {
-    try {
-      await navigator.clipboard.writeText(text);
-      setDone(true);
-      announce("The message was copied.");
-      setTimeout(() => setDone(false), SHOWN_MS);
-    } catch {
-      toast({ text: "The browser does not let this page copy: it came without HTTPS from another machine." });
-    }
+    if (!(await copyText(text, "The message was copied."))) return;
+    setDone(true);
+    setTimeout(() => setDone(false), SHOWN_MS);
   };
   return <IconButton icon={isDone ? "check" : "copy"} name="Copy the message" onClick={() => void copy()} />;
 }

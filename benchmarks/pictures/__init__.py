@@ -1,0 +1,1 @@
+"""Make the pictures of the documentation that are not taken in a browser: `make pictures`."""
