@@ -52,8 +52,7 @@ from engine.weights.stored_format import Packing, Shape, packings
 LARGEST_LAYER = 512 << 20  # bytes; a larger layer is not allocated only to be timed
 LARGEST_TRIAL = 896 << 20  # bytes of a layer, the head, and what passes over them take
 ROWS = (64, 128, 256, 512)  # of the passes that are timed
-# Of mixtures of experts also these, because more rows multiply with more experts.
-EXPERT_ROWS = (1, 4, 16, *ROWS)
+EXPERT_ROWS = (1, 4, 16, *ROWS)  # of mixtures, where more rows multiply with more experts
 CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
 FEWER_THREADS = 0.9  # of the time with twice as many, for which fewer threads are chosen
