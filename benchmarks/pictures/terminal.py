@@ -16,7 +16,12 @@ from server.cli.top import view
 
 WIDTH = 100
 STATUS_AFTER = 2  # seconds of an answer
-QUESTION = {"messages": [{"role": "user", "content": "What is Understudy?"}], "seed": 7}
+QUESTION = {
+    "messages": [{"role": "user", "content": "What is Understudy?"}],
+    "seed": 7,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
 # The format's own fonts would be fetched from another host.
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace(
     "Fira Code", "DejaVu Sans Mono"

@@ -67,7 +67,7 @@ if (!("skip" in needsChromium)) {
 
 async function open(options: Parameters<typeof visit>[2] = {}): Promise<Visit> {
   const opened = await visit(browser, server.url, options);
-  await opened.page.getByRole("link", { name: "Models", exact: true }).click();
+  await opened.page.goto(`${server.url}#/models`);
   await opened.page.getByRole("heading", { name: "Models", level: 1 }).waitFor();
   return opened;
 }
