@@ -241,11 +241,12 @@ def test_resumed_choices_share_the_pages_of_their_prompt() -> None:
     reported: list[int] = []
     hooks(other).on_prompt = lambda _, done: reported.append(done)
     other.add(resumed)
-    rows = 0
+    rows, last = 0, other.last_pass
     while other.has_work():
-        other.step()
-        assert other.last_pass is not None
-        rows += other.last_pass.prompt_rows
+        other.step()  # on a busy machine some steps only read the tokens that are given
+        if other.last_pass is not None and other.last_pass is not last:
+            last = other.last_pass
+            rows += last.prompt_rows
     assert 300 <= rows <= 300 + 3 * 64, "only the tails and a part of a page run for each choice"
     assert reported[0] == 0
 
