@@ -192,16 +192,17 @@ class CudaLink:
         buffers = num_staging_buffers(largest, len(sizes))
         if staged:  # further threads would only wait for a buffer
             num_readers = min(num_readers, buffers)
-        self._readers = Workers("weights-read", num_readers)
-        self._copiers = Workers("weights-copy", num_copiers)
-        self._sender = Workers("weights-send", 1)
-        self._window = CopyWindow(self.stream)
-        self._read_into = HostStaging(buffers, largest, device)
-        self._copied_into = HostStaging(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
+        # Device memory first: where it is refused, no buffer is pinned and no thread was started.
         coded = [self._nbytes(unit) for unit in (*staged, *sent) if reader.is_coded(unit)]
         self._decoding: DeviceStaging | None = None
         if coded:
             self._decoding = DeviceStaging(device, reader, self.stream, max(coded))
+        self._window = CopyWindow(self.stream)
+        self._read_into = HostStaging(buffers, largest, device)
+        self._copied_into = HostStaging(num_copiers * BUFFERS_PER_COPIER, PIECE_BYTES, device)
+        self._readers = Workers("weights-read", num_readers)
+        self._copiers = Workers("weights-copy", num_copiers)
+        self._sender = Workers("weights-send", 1)
 
     def slot(self, nbytes: int) -> "CudaSlot":
         """Allocate a slot. Raises `ModelError` when the device has too little memory."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.kv.page_pool import PagePool
-from engine.planning import link_probe, probe
+from engine.planning import link_probe
 from engine.streaming import cuda_link, workers
 from engine.streaming.coded import DecodedUnits
 from engine.streaming.cuda_link import CudaDevice, CudaLink
@@ -355,7 +355,7 @@ def install(patch: pytest.MonkeyPatch, cuda: PretendedCuda) -> None:
     patch.setattr(PagePool, "__init__", init)
     patch.setattr(workers.JobBatch, "run", run)
     patch.setattr(cuda_link, "copy_bytes", copy_on_host)
-    patch.setattr(probe, "COPIED_BYTES", COPIED_BYTES)
+    patch.setattr(link_probe, "COPIED_BYTES", COPIED_BYTES)
     patch.setattr(link_probe, "DEVICE_SHAPE", DECODED_SHAPE)
     patch.setattr("engine.runtime.target_files.choose_device", lambda *_: cuda.device)
     replaced: dict[str, Any] = {

@@ -326,3 +326,5 @@ def test_a_device_without_room_for_the_buffers_is_an_error(
         monkeypatch.setattr(torch, "empty", refuse)
         with pytest.raises(ModelError, match=r"cuda:0 has no room.*memory\.device"):
             LayerStream(units, MIXTURES[0], device=CUDA, slots=2)
+        left = [own.name for own in threading.enumerate() if own.name.startswith("weights-")]
+        assert left == [], "no thread is left"

@@ -22,6 +22,7 @@ from engine.drafting.model.cuda_graphs import (
     graphed_steps,
 )
 from engine.kv.page_pool import PAGE, PagePool
+from engine.messages import LoadProgress
 from engine.model.attention import Batch
 from engine.model.segment import Segment
 from engine.runtime.engine import Engine
@@ -237,10 +238,10 @@ def test_a_model_that_cannot_be_captured_has_no_graphs() -> None:
     model = draft_of(checkpoint("llama"), CPU)
     pool, refusal = model.caches.cache.pool, {1: RuntimeError("not permitted")}
     assert graphed_steps(model.decoder, pool, CountedCapture(refusal), lambda *_: None) is None
-    reported: list[tuple[str, int, int]] = []
-    made = graphed_steps(model.decoder, pool, CountedCapture(), lambda *step: reported.append(step))
+    reported: list[LoadProgress] = []
+    made = graphed_steps(model.decoder, pool, CountedCapture(), reported.append)
     assert made is not None
-    assert [(done, total) for _, done, total in reported] == [
+    assert [(step.done, step.total) for step in reported] == [
         (number + 1, NUM_BUCKETS) for number in range(NUM_BUCKETS)
     ]
 
