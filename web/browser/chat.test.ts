@@ -4,7 +4,7 @@ import { after, before, test } from "node:test";
 
 import type { Browser, Locator, Page } from "playwright-core";
 
-import { leave, needsChromium, serveDemo, type Server, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, serveDemo, type Server, serveSlowDemo, startBrowser, visit } from "./harness.ts";
 
 const LONG = 120_000; // milliseconds for what the engine does on a busy machine
 const STOP_MS = 2000;
@@ -45,8 +45,8 @@ async function setMaxTokens(page: Page, count: number): Promise<void> {
 }
 
 /** Return how many requests the engine has. */
-async function inEngine(): Promise<number> {
-  const status = (await (await fetch(`${server.url}v1/status`)).json()) as { queue: { in_engine: number } };
+async function inEngine(url: string): Promise<number> {
+  const status = (await (await fetch(`${url}v1/status`)).json()) as { queue: { in_engine: number } };
   return status.queue.in_engine;
 }
 
@@ -86,14 +86,15 @@ test("the same seed gives the same text, and a new one a new branch", needsChrom
 });
 
 test("an answer that is stopped leaves the engine idle, and goes on as it would have", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const slow = await serveSlowDemo(); // the answer must not end before it is stopped
+  const opened = await visit(browser, slow.url);
   const { page } = opened;
-  await setMaxTokens(page, 400);
+  await setMaxTokens(page, 24);
   await ask(page, "Tell me a long story.");
   await page.locator(".markdown").filter({ hasText: /\w+ \w+ \w+/ }).waitFor({ timeout: LONG });
   await page.keyboard.press("Escape");
   const stopped = Date.now();
-  while ((await inEngine()) > 0) {
+  while ((await inEngine(slow.url)) > 0) {
     assert.ok(Date.now() - stopped < STOP_MS, "the engine still works for a stopped answer");
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
@@ -104,6 +105,7 @@ test("an answer that is stopped leaves the engine idle, and goes on as it would 
   await page.getByText("2/2").waitFor({ timeout: LONG });
   assert.equal(await answered(page), whole);
   await leave(opened);
+  await slow.stop();
 });
 
 test("an edited message begins a branch, and the switch shows both", needsChromium, async () => {

@@ -1,7 +1,7 @@
 /** What the tests in Chromium share: servers of this project, and pages that note what goes wrong. */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -30,10 +30,23 @@ export function serveFake(...options: string[]): Promise<Server> {
   return serve(["-m", "tests.server.serve_fake", ...options], "stdout", /^(\d+)$/, (port) => `http://127.0.0.1:${port}/`);
 }
 
+const SERVES = /serves .* at (http:\/\/[\d.:]+\/)v1/;
+
 /** Serve the demo model. */
 export function serveDemo(...options: string[]): Promise<Server> {
   const command = ["-m", "server.cli.main", "serve", "demo", "--port", "0", ...options];
-  return serve(command, "stderr", /serves .* at (http:\/\/[\d.:]+\/)v1/, (url) => url);
+  return serve(command, "stderr", SERVES, (url) => url);
+}
+
+/** Serve the demo model over a link so slow that a token takes a quarter of a second. */
+export function serveSlowDemo(): Promise<Server> {
+  const file = [
+    `target: {source: ${join(ROOT, "configs/demo/target")}}`,
+    "draft: {method: none}",
+    "stream: {tier: ram, resident: 0, simulate_gbps: 0.04}",
+  ].join("\n");
+  const command = ["-m", "server.cli.main", "serve", "slow", "--port", "0"];
+  return serve(command, "stderr", SERVES, (url) => url, { "slow.yaml": file });
 }
 
 async function serve(
@@ -41,8 +54,12 @@ async function serve(
   output: "stdout" | "stderr",
   pattern: RegExp,
   urlOf: (found: string) => string,
+  models: Record<string, string> = {},
 ): Promise<Server> {
   const home = mkdtempSync(join(tmpdir(), "understudy-page-"));
+  const files = join(home, "config/understudy/models");
+  mkdirSync(files, { recursive: true });
+  for (const [name, text] of Object.entries(models)) writeFileSync(join(files, name), text);
   // compiling takes a minute; the names of the folders there say which sources they are of
   const compiled = join(ROOT, "build/compiled");
   mkdirSync(compiled, { recursive: true });

@@ -123,6 +123,7 @@ test("requests are ended or waited for, as the user says", needsChromium, async 
     return route.fulfill({ json: {} });
   });
   for (const choice of ["Cancel", "End them", "Wait for them"]) {
+    await page.locator("button[aria-disabled=false]", { hasText: "Unload" }).waitFor(); // the last choice is done
     await page.getByRole("button", { name: "Unload qwen2.5-14b" }).press("Enter");
     await page.getByRole("dialog").getByText("3 requests are running.").waitFor();
     const answered = choice === "Cancel" ? null : page.waitForResponse(/unload$/);
