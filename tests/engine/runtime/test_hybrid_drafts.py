@@ -15,7 +15,7 @@ from engine.messages import Generate
 from engine.spec import DraftSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.drafting.model.test_importance import with_bos
-from tests.engine.hybrids import HYBRIDS
+from tests.engine.hybrids import DENSE, HYBRIDS
 from tests.engine.models import (
     PLAIN,
     SMALL,
@@ -81,7 +81,8 @@ def test_answers_equal_plain_decoding(family: str, caplog: pytest.LogCaptureFixt
     draft_ahead(engine)
     found = run(engine, asked(logprobs=2))
     assert exact(found) == exact(plain(family))
-    assert accepted(found) > 1
+    # Another expert changes all that follows, and random routers choose by small differences.
+    assert accepted(found) > (1 if family in DENSE else 0.5)
     check_idle(engine)
 
 
