@@ -25,6 +25,9 @@ test("the page asks for the key, refuses a wrong one, and keeps the right one fo
   await page.getByLabel("API key").fill("wrong");
   await page.keyboard.press("Enter");
   await page.getByText("The server does not know this key.").waitFor();
+  await page.getByLabel("API key").fill("ключ");
+  await page.getByText("A key has only English letters").waitFor();
+  await page.keyboard.press("Enter"); // gives nothing: no header could carry it
   await page.getByLabel("API key").fill("right");
   await page.keyboard.press("Enter");
   await page.getByRole("button", { name: "Model: main" }).waitFor();

@@ -287,3 +287,25 @@ function longestScript(trace: Buffer): number {
   const { traceEvents } = JSON.parse(trace.toString()) as { traceEvents: TraceEvent[] };
   return Math.max(...traceEvents.filter(({ name }) => SCRIPTS.has(name)).map(({ tdur = 0 }) => tdur)) / 1000;
 }
+
+test("a wrong number is told, and another one is not sent instead", needsChromium, async () => {
+  const opened = await visit(browser, server.url);
+  const { page } = opened;
+  const bodies: { max_tokens?: number }[] = [];
+  page.on("request", (request) => {
+    if (request.url().endsWith("/chat/completions")) bodies.push(request.postDataJSON() as { max_tokens?: number });
+  });
+  await page.getByRole("button", { name: "Parameters", exact: true }).click();
+  const longest = page.getByLabel("Longest answer, in tokens");
+  for (const wrong of ["2.5", "-5", "0", "many"]) {
+    await longest.fill("7");
+    await longest.fill(wrong);
+    await page.getByText("Give a whole number, 1 or more.").waitFor();
+    assert.equal(await longest.inputValue(), wrong);
+  }
+  await page.getByLabel("Message", { exact: true }).fill("Hi");
+  await page.getByLabel("Message", { exact: true }).press("Enter");
+  await page.locator(".message.answer[aria-busy=false]").waitFor();
+  assert.deepEqual(bodies.map(({ max_tokens }) => max_tokens), [undefined]);
+  await leave(opened);
+});

@@ -1,5 +1,6 @@
 /** The panel with the parameters of the open chat. */
 import type { JSX } from "preact";
+import { useState } from "preact/hooks";
 
 import { changeSettings, openChat } from "../../chat/chats.ts";
 import type { Settings } from "../../chat/model.ts";
@@ -101,21 +102,22 @@ interface NumberProps {
 
 function OptionalNumber({ label, name, least, hint }: NumberProps): JSX.Element {
   const value = openChat.value.settings[name];
+  const [wrong, setWrong] = useState<string | null>(null); // what was typed, if it is no such number
   const read = (text: string): void => {
-    const number = Number(text);
-    if (text.trim() === "") changeSettings({ [name]: null } as Partial<Settings>);
-    else if (Number.isSafeInteger(number) && number >= least) {
-      changeSettings({ [name]: number } as Partial<Settings>);
-    }
+    const number = text.trim() === "" ? null : Number(text);
+    const isRight = number === null || (Number.isSafeInteger(number) && number >= least);
+    setWrong(isRight ? null : text);
+    changeSettings({ [name]: isRight ? number : null } as Partial<Settings>);
   };
   const placeholder = name === "seed" ? "random" : "as long as the model likes";
   return (
     <TextField
       label={label}
       inputMode="numeric"
-      value={value === null ? "" : String(value)}
+      value={wrong ?? (value === null ? "" : String(value))}
       placeholder={placeholder}
       hint={hint}
+      error={wrong === null ? null : `Give a whole number, ${least} or more. Until then it is ${placeholder}.`}
       onInput={read}
     />
   );
