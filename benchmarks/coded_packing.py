@@ -40,7 +40,7 @@ class Packing:
 
     @property
     def ratio(self) -> float:
-        """Return the seconds of coding the weights over those of packing plain ones."""
+        """Return how many times as long coding the weights takes as packing plain ones."""
         return self.coded_s / self.plain_s
 
     @property

@@ -82,7 +82,7 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Return the tokens/s of `auto` over those of plain weights."""
+        """Return how many times as many tokens/s `auto` gives as plain weights."""
         return self.auto.tokens_per_second / self.plain.tokens_per_second
 
     def allowed(self, coded: Trial) -> float:

@@ -216,7 +216,7 @@ def _join(units: Sequence[UnitLayout]) -> UnitLayout:
 
 
 def _repeated(units: Sequence[UnitLayout]) -> set[str]:
-    """Return the names that fields of several units have: those of slices of experts."""
+    """Return the names that fields of several units share, as slices of experts do."""
     names = Counter(field.name for unit in units for field in unit.fields)
     return {name for name, count in names.items() if count > 1}
 

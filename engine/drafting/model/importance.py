@@ -40,7 +40,7 @@ _SEED = 0
 _TINY = 1e-30  # a mean square of a row below this one counts as this one
 _INFINITE = "the 4-bit copies compute infinite numbers"
 
-# The layers of each unit, by their weights' names. Those of experts are together in one.
+# The layers of each unit, by the names of their weights. All experts of a layer are one entry.
 Linears = Sequence[Mapping[str, nn.Module]]
 Measured = Sequence[Mapping[str, Tensor]]  # the importance [in] or [E, in] of each of them
 

@@ -1,4 +1,4 @@
-"""Tests of which weights of a model are those of mixtures of experts."""
+"""Tests that find the weights of experts in a model."""
 
 from typing import Any
 
