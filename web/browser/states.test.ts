@@ -142,6 +142,17 @@ test("a chat that is too long can leave out its older messages", needsChromium, 
   await leave(opened);
 });
 
+test("older messages can be left out only where there are some", needsChromium, async () => {
+  const long = failure(400, "context_length_exceeded", "The prompt has 5000 tokens, the context 1024.");
+  const opened = await scripted([long]);
+  const { page } = opened;
+  await ask(page, "a very long question");
+  await seen(page, "This chat is longer than the model can read.");
+  await page.getByRole("button", { name: "New chat" }).last().waitFor();
+  assert.equal(await page.getByRole("button", { name: "Leave out older messages" }).count(), 0);
+  await leave(opened);
+});
+
 test("a call is a card whose result is typed", needsChromium, async () => {
   const call = { index: 0, id: "c1", function: { name: "get_weather", arguments: '{"city":"Paris"}' } };
   const delta: Step = { data: { choices: [{ index: 0, delta: { tool_calls: [call] }, token_ids: [1] }] } };

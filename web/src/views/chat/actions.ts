@@ -75,6 +75,12 @@ export function giveResults(message: Message, results: string[]): void {
   answerAfter(changed, parent, sent);
 }
 
+/** Return whether messages that are older than its question are sent for an answer. */
+export function canShorten(message: Message): boolean {
+  const chat = openChat.value;
+  return pathOf(chat).findIndex(({ id }) => id === message.id) - chat.skipped > 1;
+}
+
 /** Leave out the older half of the messages that are sent, and answer again. */
 export function shorten(message: Message): void {
   const chat = openChat.value;

@@ -5,7 +5,7 @@ import { askForKey, currentKey } from "../../api/key.ts";
 import type { Message, Problem } from "../../chat/model.ts";
 import { explain, type WayOn } from "../../chat/problems.ts";
 import { Button } from "../../ui/button.tsx";
-import { shorten, tryAgain } from "./actions.ts";
+import { canShorten, shorten, tryAgain } from "./actions.ts";
 import { startNew } from "./chat_list.tsx";
 import { focusModels } from "./model_menu.tsx";
 import { openPanel } from "./panels.ts";
@@ -29,12 +29,13 @@ const WAYS: Record<WayOn, Way> = {
 
 export function ProblemView({ message, problem }: { message: Message; problem: Problem }): JSX.Element {
   const { title, detail, ways } = explain(problem);
+  const possible = ways.filter((way) => way !== "shorten" || canShorten(message));
   return (
     <div class="problem" role="group" aria-label="Problem">
       <strong>{title}</strong>
       {detail && <p>{detail}</p>}
       <div class="row">
-        {ways.map((way, index) => (
+        {possible.map((way, index) => (
           <Button key={way} kind={index === 0 ? "danger" : "quiet"} onClick={() => WAYS[way].run(message)}>
             {WAYS[way].name}
           </Button>
