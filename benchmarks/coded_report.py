@@ -54,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trial:
-    """The figures of one process, without the prompt's pass; those of a pass are means."""
+    """The figures of one process. Figures of a pass are means over all passes but the prompt's."""
 
     tokens_per_second: float
     tokens_per_pass: float
@@ -196,7 +196,7 @@ def _case_bars(case: Case, row: dict[str, Any]) -> list[Bar]:
 
 
 def _coded_trials(pairs: Sequence[Pair], method: str) -> list[Trial]:
-    """Return the processes of a method that decoded weights, those of all settings."""
+    """Return the processes of a method, in all settings, that decoded weights."""
     return [pair.auto for pair in pairs if pair.case.method == method and pair.auto.is_coded]
 
 

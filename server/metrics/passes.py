@@ -42,7 +42,7 @@ class Sums:
         )
 
     def since(self, before: "Sums") -> "Sums":
-        """Return the sums over the passes after those of `before`."""
+        """Return the sums over the passes that came after `before` was read."""
         return Sums(
             self.passes - before.passes,
             self.tokens - before.tokens,

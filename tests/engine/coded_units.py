@@ -44,7 +44,7 @@ class PlainUnits(UnitReader):
         }
 
     def check(self, index: int, weights: Mapping[str, Tensor]) -> None:
-        """Check that the weights are exactly those of unit `index`."""
+        """Check that the weights equal the weights of unit `index` in every bit."""
         for name, tensor in self.expected(index).items():
             assert torch.equal(weights[name].cpu(), tensor), f"unit {index}, {name}"
 

@@ -36,7 +36,7 @@ FORM_VERSION = 3  # of what `store` writes; raised when a weight is quantized di
 
 
 class SubstituteUnits(UnitReader):
-    """A reader of the target's units that quantizes their linear weights, and those of experts.
+    """A reader of the target's units that quantizes their linear weights and their experts.
 
     Biases, norms, routers and weights that `kernel` does not support on `device` are kept as they
     are. It works in host memory, because no device memory is planned for it.

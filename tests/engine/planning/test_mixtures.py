@@ -94,7 +94,7 @@ def test_assumed_times_of_passes_and_steps_grow_with_the_experts() -> None:
     assert one is not None and tile is not None and one < 0.2 * tile
     dense = assumed.pass_times(replace(demand, experts=None), assumed.CPU)
     assert dense.expect(1) == dense.expect(64) == pytest.approx(tile, rel=0.02)
-    # All copies are on the device, and a step reads those of the experts that its rows chose.
+    # All copies are on the device, and a step reads the copies of the experts that its rows chose.
     needs = DraftNeeds(scratch_rows=8, weight_bytes=10**9, expert_bytes=9 * 10**8)
     needs = replace(needs, substitute_bytes=[10**9 // 4] * 4)
     memory = Memory(1 << 34, 1 << 34, has_own_memory=True)

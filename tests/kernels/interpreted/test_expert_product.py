@@ -1,4 +1,4 @@
-"""Products with int4 weights of experts give those of each expert, within one rounding."""
+"""The product with all experts at once equals the product with each one, within one rounding."""
 
 from dataclasses import replace
 from pathlib import Path

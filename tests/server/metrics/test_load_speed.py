@@ -13,7 +13,7 @@ Unit = Literal["bytes", "tokens", "steps"]
 
 
 def measured(*marks: tuple[float, int], what: str = "packing", unit: Unit = "bytes") -> str:
-    """Return the text after steps of 100 MB at these times, with so many MB done."""
+    """Return the text of progress after steps at these times, each with its number of MB done."""
     meter = LoadMeter()
     for now, done in marks:
         step = meter.measure(LoadProgress(what, done * MEGA, 100 * MEGA, unit), now)

@@ -26,7 +26,7 @@ def gated(entry: ModelEntry, machine: Machine) -> Planned:
 
 
 def small_plan(entry: ModelEntry, machine: Machine) -> Planned:
-    """Return a plan that matches the schema. Its figures depend on those of the machine."""
+    """Return a plan that matches the schema, with figures that follow from the machine's."""
     device = machine.device_memory or 8 << 30
     ram = machine.ram or 32 << 30
     link = machine.link_gbps or 25.0
