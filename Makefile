@@ -45,7 +45,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -63,6 +63,9 @@ test: $(VENV)/.installed-test ## check format, lint and types, and run the quick
 test-slow: $(VENV)/.installed-test ## run the slow tests, some of which need curl and chromium
 	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m slow $(ARGS)
 
+test-long: $(VENV)/.installed-test ## run the many variations of some slow tests (8 minutes)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m long $(ARGS)
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
@@ -76,7 +79,7 @@ build/types.txt:
 	@$(MAKE) --no-print-directory types > $@ 2>&1
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow" --ignore tests/clients --ignore tests/real --ignore tests/kernels $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow and not long" --ignore tests/clients --ignore tests/real --ignore tests/kernels $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)

@@ -2,12 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 COMPILED = ROOT / "build" / "compiled"  # the names of its folders say which sources they are of
@@ -41,20 +43,30 @@ def running_server(command: Sequence[str], home: Path) -> Iterator[DemoServer]:
         "UNDERSTUDY_CACHE": str(home / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    with subprocess.Popen(command, cwd=home, env=env, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=home, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as server:
         assert server.stderr is not None
-        printed = ""
-        found = None
-        while found is None:
-            line = server.stderr.readline()
-            assert line, f"the server ended: {printed}"
-            printed += line
-            found = re.search(r"serves .* at (http://127\.0\.0\.1:\d+/v1)", line)
         drain = ThreadPoolExecutor(1)
-        drain.submit(server.stderr.read)  # a full pipe would stop the server
-        yield server, found[1]
-        server.kill()
-        drain.shutdown()
+        try:
+            url = printed_url(server.stderr)
+            drain.submit(server.stderr.read)  # a full pipe would stop the server
+            yield server, url
+        finally:
+            # Every process of the server holds the pipe, and reading it ends with the last of them.
+            os.killpg(server.pid, signal.SIGKILL)
+            drain.shutdown()
+
+
+def printed_url(output: IO[str]) -> str:
+    """Return the URL that a starting server prints."""
+    printed = ""
+    for line in output:
+        printed += line
+        found = re.search(r"serves .* at (http://127\.0\.0\.1:\d+/v1)", line)
+        if found is not None:
+            return found[1]
+    raise AssertionError(f"the server ended: {printed}")
 
 
 class SharedDemoServer:

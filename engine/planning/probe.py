@@ -33,6 +33,7 @@ from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
 from engine.planning.machine import name_shortage
+from engine.planning.threads import choose_threads, use_threads_that_keep_bits
 from engine.recurrent.states import SequenceState, StatePool
 from engine.spec import TILE
 from engine.streaming.device import Device
@@ -55,7 +56,6 @@ ROWS = (64, 128, 256, 512)  # of the passes that are timed
 EXPERT_ROWS = (1, 4, 16, *ROWS)  # of mixtures, where more rows multiply with more experts
 CONTEXT = 4096  # tokens that the rows of one more pass attend to, to time attention
 SECONDS = 0.6  # for timing passes at most; larger passes are not timed then
-FEWER_THREADS = 0.9  # of the time with twice as many, for which fewer threads are chosen
 RUNS = 3  # of one size: the fastest counts, because other processes use the machine too
 PROBE_WEIGHTS = 16 << 20  # weights that are expanded, or in products; more are timed by a slice
 DEVICE_PROBE_WEIGHTS = 128 << 20  # of a product on a GPU, which fewer would not keep busy
@@ -80,6 +80,8 @@ def pass_times(blueprint: Blueprint, device: Device) -> MeasuredPass:
     Raises `ModelError` if the layer cannot be run, for example because numbers in config.json
     contradict each other, or other programs use the device's memory.
     """
+    if blueprint.strict and not device.is_asynchronous:
+        use_threads_that_keep_bits(blueprint.dtype)
     try:
         with (
             library_call(config_place(blueprint.folder)),
@@ -181,7 +183,9 @@ def _time_passes(
         return run
 
     if not device.is_asynchronous:  # the threads of this process do the computing
-        choose_threads(forward(ROWS[0]), device)
+        step = forward(ROWS[0])
+        step()  # the first one loads compiled code, which takes longer than any other
+        choose_threads(lambda: fastest(step, device), blueprint.dtype if decoder.strict else None)
     until = time.perf_counter() + SECONDS
     with decoder.head() as head:
         shape_of_state = (TILE, blueprint.hidden_size)
@@ -197,25 +201,6 @@ def _time_passes(
         if rows != ROWS[0]:
             times.observe(rows, layers * fastest(forward(rows), device) + of_head)
     return MeasuredPass(times, attending * max(attention, 0.0) / (ROWS[0] * max(context, 1)))
-
-
-def choose_threads(step: Callable[[], object], device: Device) -> None:
-    """Set the number of torch's threads to the one with which this step is fastest.
-
-    It begins with the present number and halves it while that is clearly faster. Waking a thread
-    may take longer than the work it saves (a small model on two cores: 1.5 times as fast with one
-    thread). Smaller differences are noise, and decoding weights gains more from threads.
-    """
-    step()  # the first one loads compiled code, which takes longer than any other
-    threads = torch.get_num_threads()
-    best = fastest(step, device)
-    while threads > 1:
-        torch.set_num_threads(threads // 2)
-        seconds = fastest(step, device)
-        if seconds > FEWER_THREADS * best:
-            torch.set_num_threads(threads)
-            return
-        threads, best = threads // 2, seconds
 
 
 def substitute_times(blueprint: Blueprint, device: Device, width: int) -> StepTimes:

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
@@ -50,6 +52,7 @@ Compute = Callable[[ModelEntry, Machine], Planned]
 
 def main(connection: Connection, compute: Compute) -> None:
     """Run the spawned process: compute plans until the other end of the pipe is closed."""
+    Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent reacts
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -58,6 +61,14 @@ def main(connection: Connection, compute: Compute) -> None:
         while True:
             entry, machine = connection.recv()
             connection.send(compute(entry, machine))
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the front end, and then end this process in the middle of a plan."""
+    parent = parent_process()
+    assert parent is not None, "this process was spawned"
+    parent.join()
+    os._exit(1)
 
 
 def compute(entry: ModelEntry, machine: Machine) -> Planned:

@@ -40,8 +40,13 @@ def test_drafts_are_made_of_layers_under_any_name() -> None:
     assert survey("gpt2", ("subspec",)) == Outcome("gpt2", "equal")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=pytest.mark.long if part else pytest.mark.slow)
+        for part in range(PARTS)
+    ],
+)
 def test_loading_refuses_exactly_what_the_plan_refuses(part: int) -> None:
     found = [survey(family, methods=()) for family in all_families()[part::PARTS]]
     assert not [own for own in found if own.result not in ("loaded", "refused", "not built")]

@@ -33,6 +33,7 @@ def dry_run(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_the_dry_run_runs_every_stage_or_says_why_it_cannot(tmp_path: Path) -> None:
     done = dry_run(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

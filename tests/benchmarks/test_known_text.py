@@ -33,7 +33,7 @@ def test_the_model_and_its_4_bit_copy_count(counting: Path) -> None:
     assert [(stats.rows, stats.accepted) for stats in full] == [(16, 5)] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_reports_its_ratios_and_has_a_bar_for_eight_users(counting: Path) -> None:
     figures = batch.measure(counting, TARGET, 8, 2, passes=1, rounds=1)
     users = [row[1] for row in figures.tables[0].rows]

@@ -90,7 +90,7 @@ def test_a_stream_that_is_cut_goes_on(client: httpx.Client, kind: str) -> None:
     check(client, kind, 9, "demo")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_goes_on_after_every_token(client: httpx.Client, kind: str) -> None:
     check(client, kind, 1, "demo")

@@ -236,7 +236,7 @@ QUICK = "Granite-4.0-H-Small"
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in MODELS],
+    [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.long]) for name in MODELS],
 )
 def test_the_sizes_of_published_models(name: str, tmp_path: Path) -> None:
     known = MODELS[name]

@@ -133,6 +133,7 @@ async def test_every_stream_goes_on_after_a_kill(service: Service) -> None:
     assert service.client.num_outstanding == 0
 
 
+@pytest.mark.slow
 async def test_an_engine_that_restarts_with_other_files_is_refused(tmp_path: Path) -> None:
     """The front end has the tokenizer of the first files; a new load has another fingerprint."""
     folder = tmp_path / "model"

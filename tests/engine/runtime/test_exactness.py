@@ -67,7 +67,7 @@ def requests() -> list[Any]:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=[pytest.mark.slow] if family in ALIKE else [])
+        pytest.param(family, marks=[pytest.mark.long] if family in ALIKE else [])
         for family in FAMILIES
     ],
 )

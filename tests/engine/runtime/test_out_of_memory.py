@@ -92,7 +92,7 @@ def test_any_allocation_may_fail(memory: SmallMemory, method: str) -> None:
     fail_each(memory, open_engine(method), asked(), stride=1201)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", list(BATCHED))
 @pytest.mark.parametrize("number", range(5))
 def test_every_allocation_may_fail(memory: SmallMemory, method: str, number: int) -> None:

@@ -11,6 +11,7 @@ from server.models.plan_worker import Machine, Planned
 from server.schemas.plans import Plan
 
 GATE = "UNDERSTUDY_TEST_GATE"  # names a file
+TOLD = "UNDERSTUDY_TEST_TOLD"  # names a pipe
 
 
 def echo(entry: ModelEntry, machine: Machine) -> Planned:
@@ -113,4 +114,12 @@ def die(entry: ModelEntry, machine: Machine) -> Planned:
 
 def hang(entry: ModelEntry, machine: Machine) -> Planned:
     time.sleep(600)
+    return Planned()
+
+
+def tell_and_hang(entry: ModelEntry, machine: Machine) -> Planned:
+    """Write a line into a pipe, keep the pipe open, and do not end."""
+    with open(os.environ[TOLD], "w") as pipe:
+        print("a plan is computed", file=pipe, flush=True)
+        time.sleep(600)
     return Planned()
