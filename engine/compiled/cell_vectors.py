@@ -18,56 +18,56 @@ _LAST = (1 << WIDEST) - 1
 _SIGN = 0x8000
 
 
-class _Words:
+class Words:
     """16 integers of 32 bits, or floats, while code is written: its operators write instructions.
 
     Integers are at most 2^31, so that comparisons need not know whether they have a sign.
     """
 
-    def __init__(self, code: "_Code", value: Any) -> None:
+    def __init__(self, code: "Code", value: Any) -> None:
         self._code = code
         self.value = value
 
-    def _with(self, instruction: Callable[[Any, Any], Any], other: Any) -> "_Words":
-        return _Words(self._code, instruction(self.value, self._code.of(self, other)))
+    def _with(self, instruction: Callable[[Any, Any], Any], other: Any) -> "Words":
+        return Words(self._code, instruction(self.value, self._code.of(self, other)))
 
-    def __add__(self, other: Any) -> "_Words":
+    def __add__(self, other: Any) -> "Words":
         return self._with(self._code.builder.add, other)
 
-    def __sub__(self, other: Any) -> "_Words":
+    def __sub__(self, other: Any) -> "Words":
         return self._with(self._code.builder.sub, other)
 
-    def __and__(self, other: Any) -> "_Words":
+    def __and__(self, other: Any) -> "Words":
         return self._with(self._code.builder.and_, other)
 
-    def __or__(self, other: Any) -> "_Words":
+    def __or__(self, other: Any) -> "Words":
         return self._with(self._code.builder.or_, other)
 
-    def __lshift__(self, other: Any) -> "_Words":
+    def __lshift__(self, other: Any) -> "Words":
         return self._with(self._code.builder.shl, other)
 
-    def __rshift__(self, other: Any) -> "_Words":
+    def __rshift__(self, other: Any) -> "Words":
         return self._with(self._code.builder.lshr, other)
 
-    def __lt__(self, other: Any) -> "_Words":
+    def __lt__(self, other: Any) -> "Words":
         return self._with(partial(self._code.builder.icmp_signed, "<"), other)
 
-    def is_equal(self, other: int) -> "_Words":
+    def is_equal(self, other: int) -> "Words":
         return self._with(partial(self._code.builder.icmp_signed, "=="), other)
 
-    def times_plus(self, factor: Any, summand: Any) -> "_Words":
+    def times_plus(self, factor: Any, summand: Any) -> "Words":
         """Return floats multiplied and then added; each operation rounds."""
         product = self._code.builder.fmul(self.value, factor.value)
-        return _Words(self._code, self._code.builder.fadd(product, summand.value))
+        return Words(self._code, self._code.builder.fadd(product, summand.value))
 
-    def select(self, yes: Any, no: Any) -> "_Words":
+    def select(self, yes: Any, no: Any) -> "Words":
         """Return `yes` in the lanes in which this comparison holds, else `no`."""
-        one = yes if isinstance(yes, _Words) else no
+        one = yes if isinstance(yes, Words) else no
         values = (self._code.of(one, own) for own in (yes, no))
-        return _Words(self._code, self._code.builder.select(self.value, *values))
+        return Words(self._code, self._code.builder.select(self.value, *values))
 
 
-class _Code:
+class Code:
     """The types and the memory of a function that is being written."""
 
     def __init__(self, ir: Any, builder: Any) -> None:
@@ -77,22 +77,22 @@ class _Code:
         self.words = ir.VectorType(self.word, LANES)
         self.floats = ir.VectorType(ir.FloatType(), LANES)
 
-    def of(self, like: _Words, other: Any) -> Any:
+    def of(self, like: Words, other: Any) -> Any:
         """Return an operand: a vector, or a number in all lanes of a vector like another one."""
-        if isinstance(other, _Words):
+        if isinstance(other, Words):
             return other.value
         return self.ir.Constant(like.value.type, [other] * LANES)
 
     def number(self, value: int) -> Any:
         return self.ir.Constant(self.long, value)
 
-    def all_lanes(self, value: int) -> _Words:
-        return _Words(self, self.ir.Constant(self.words, [value] * LANES))
+    def all_lanes(self, value: int) -> Words:
+        return Words(self, self.ir.Constant(self.words, [value] * LANES))
 
-    def all_lanes_of(self, value: Any) -> _Words:
+    def all_lanes_of(self, value: Any) -> Words:
         """Return a vector with a value of 64 bits, cut to 32, in all lanes."""
         narrow = self.builder.trunc(value, self.word)
-        return _Words(self, self.collect(self.words, lambda _: narrow))
+        return Words(self, self.collect(self.words, lambda _: narrow))
 
     def pointer(self, memory: Any, at: Any, kind: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(memory, [at]), kind.as_pointer())
@@ -111,37 +111,37 @@ class _Code:
             found = self.builder.insert_element(found, find(number), number)
         return found
 
-    def floats_of(self, integers: _Words) -> _Words:
-        return _Words(self, self.builder.sitofp(integers.value, self.floats))
+    def look_up(self, table: Any, lanes: Words) -> Words:
+        """Return the values that a vector has in these lanes."""
 
-    def bits_of(self, floats: _Words) -> _Words:
-        return _Words(self, self.builder.bitcast(floats.value, self.words))
+        def find(lane: Any) -> Any:
+            own = self.builder.extract_element(lanes.value, lane)
+            return self.builder.extract_element(table, own)
+
+        return Words(self, self.collect(table.type, find))
+
+    def floats_of(self, integers: Words) -> Words:
+        return Words(self, self.builder.sitofp(integers.value, self.floats))
+
+    def bits_of(self, floats: Words) -> Words:
+        return Words(self, self.builder.bitcast(floats.value, self.words))
 
 
-def _computed_reaches(code: _Code, codes: _Words) -> tuple[_Words, _Words]:
+def _computed_reaches(code: Code, codes: Words) -> tuple[Words, Words]:
     """Return the ends of int4's cells in steps, as `INT4` of engine.weights.coding.cells."""
     centre = code.floats_of(codes)
-    half = [_Words(code, code.ir.Constant(code.floats, [own] * LANES)) for own in (8.5, 7.5)]
-    low, high = (_Words(code, code.builder.fsub(centre.value, own.value)) for own in half)
+    half = [Words(code, code.ir.Constant(code.floats, [own] * LANES)) for own in (8.5, 7.5)]
+    low, high = (Words(code, code.builder.fsub(centre.value, own.value)) for own in half)
     return codes.is_equal(0).select(-9.5, low), codes.is_equal(15).select(8.5, high)
 
 
-def _looked_up_reaches(code: _Code, codes: _Words, ends: Any) -> tuple[_Words, _Words]:
+def _looked_up_reaches(code: Code, codes: Words, ends: Any) -> tuple[Words, Words]:
     """Return the ends of cells from a table of 16 lower ends, then 16 upper ones."""
     tables = [code.load(ends, code.number(first), code.floats) for first in (0, LANES)]
-
-    def look_up(table: Any) -> _Words:
-        def find(lane: Any) -> Any:
-            return code.builder.extract_element(
-                table, code.builder.extract_element(codes.value, lane)
-            )
-
-        return _Words(code, code.collect(code.floats, find))
-
-    return look_up(tables[0]), look_up(tables[1])
+    return code.look_up(tables[0], codes), code.look_up(tables[1], codes)
 
 
-def _cell(code: _Code, low: _Words, high: _Words) -> tuple[_Words, _Words, _Words]:
+def find_cell(code: Code, low: Words, high: Words) -> tuple[Words, Words, Words]:
     """Return the first value, the jump at the middle index, and the bits of an index."""
     one, other = code.bits_of(low) >> 16, code.bits_of(high) >> 16
     is_rising = one < other
@@ -157,7 +157,7 @@ def _cell(code: _Code, low: _Words, high: _Words) -> tuple[_Words, _Words, _Word
     return is_wide.select(wide_first, least), jump, width
 
 
-def _value(code: _Code, bits: _Words, first: _Words, jump: _Words, width: _Words) -> _Words:
+def _value(code: Code, bits: Words, first: Words, jump: Words, width: Words) -> Words:
     """Return the values of the indices in the lowest bits."""
     index = bits & ((code.all_lanes(1) << width) - 1)
     is_after = code.all_lanes(MIDDLE - 1) < index
@@ -178,9 +178,9 @@ def _emit_decode(
     count: Any,
     *ends: Any,
 ) -> None:
-    code = _Code(ir, builder)
+    code = Code(ir, builder)
     scale, zero = (
-        _Words(code, code.load(scales, code.number(at), code.floats)) for at in (0, LANES)
+        Words(code, code.load(scales, code.number(at), code.floats)) for at in (0, LANES)
     )
     start = code.load(offsets, code.number(0), code.words)
     before = builder.basic_block
@@ -188,9 +188,9 @@ def _emit_decode(
     builder.branch(body)
     builder.position_at_end(body)
     step, carried = builder.phi(code.long), builder.phi(code.words)
-    offset = _Words(code, carried)
+    offset = Words(code, carried)
     narrow = ir.VectorType(ir.IntType(8), LANES)
-    pair = _Words(
+    pair = Words(
         code,
         builder.zext(
             code.load(pairs, builder.mul(step, code.number(LANES)), narrow),
@@ -200,7 +200,7 @@ def _emit_decode(
     cells = []
     for codes in (pair >> 4, pair & 15):
         reaches = _looked_up_reaches(code, codes, *ends) if ends else _computed_reaches(code, codes)
-        cells.append(_cell(code, *(own.times_plus(scale, zero) for own in reaches)))
+        cells.append(find_cell(code, *(own.times_plus(scale, zero) for own in reaches)))
     last = code.all_lanes_of(limit)
     byte = (offset >> 3 < last).select(offset >> 3, last)
 
@@ -208,7 +208,7 @@ def _emit_decode(
         at = builder.zext(builder.extract_element(byte.value, lane), code.long)
         return code.load(stream, builder.add(base, at), code.word)
 
-    bits = _Words(code, code.collect(code.words, window)) >> (offset & 7)
+    bits = Words(code, code.collect(code.words, window)) >> (offset & 7)
     values = []
     for cell in cells:
         values.append(_value(code, bits, *cell))
@@ -250,7 +250,7 @@ def _emit_transpose(
     *,
     bits: int,
 ) -> None:
-    code = _Code(ir, builder)
+    code = Code(ir, builder)
     kind = ir.VectorType(ir.IntType(bits), LANES)
 
     def place(places: Any, at: Any, row: int) -> Any:

@@ -91,6 +91,11 @@ def _check(copy: Copy, first: int, stream: Any, starts: Any, out: Any) -> None:
     assert len(stream) >= PADDING and len(copy.ends) == 2 * LANES
 
 
+def stream_bytes(nbytes: int) -> int:
+    """Return the size of a stream with this number of bytes of indices: two words at least."""
+    return -(-max(nbytes, 1) // PADDING) * PADDING + PADDING
+
+
 def check_group(group: int) -> None:
     """Check that weights with groups of this size can be coded."""
     assert group % TILE == 0 and SEGMENT % group == 0, f"groups of {group}"

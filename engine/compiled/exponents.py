@@ -11,6 +11,7 @@ from engine.compiled.compiler import kernel
 from engine.compiled.filling import in_parts
 
 _NONE = 16  # what stands for an exponent that is not in the table
+_TABLES = 4  # of counts, since adding to one number twice in a row has to wait
 _u1, _u2, _u4, _u8 = np.uint8, np.uint16, np.uint32, np.uint64
 
 
@@ -32,6 +33,23 @@ def decode(exponents: Any, fractions: Any, table: Any, out: Any) -> None:
         _decode(exponents[own], fractions[own], pairs, out[own])
 
     in_parts(len(out), 2, work, is_weight=True)
+
+
+def count(weights: Any) -> Any:
+    """Return how many weights have each exponent, int64 [256].
+
+    Args:
+        weights: uint16 [weights].
+    """
+    found: list[Any] = []
+
+    def work(start: int, stop: int) -> None:
+        tables = np.zeros((_TABLES, 256), np.int64)
+        _count(weights[start:stop], tables)
+        found.append(tables)
+
+    in_parts(len(weights), 1, work, is_weight=True)
+    return np.sum(found, axis=(0, 1))
 
 
 def encode(weights: Any, table: Any, exponents: Any, fractions: Any) -> Any:
@@ -61,6 +79,13 @@ def _decode(exponents: Any, fractions: Any, pairs: Any, out: Any) -> None:
             _u4(_u4(both & _u4(0x7F00)) << _u4(8)) | _u4(_u4(both & _u4(0x8000)) << _u4(16))
         )
         out[at] = _u4(_u4(pairs[exponents[at]] | first) | second)
+
+
+@kernel("void(u2[::1], i8[:, ::1])", "count_exponents")
+def _count(weights: Any, tables: Any) -> None:
+    for at in range(_u8(len(weights))):
+        exponent = _u8(_u2(weights[at] >> _u2(7)) & _u2(255))
+        tables[at & _u8(_TABLES - 1), exponent] += 1
 
 
 @kernel("void(u2[::1], u1[::1], u1[::1], u2[::1], b1[::1])", "encode_exponents")

@@ -183,15 +183,17 @@ class _Planner:
         trees = self.max_sequences * demand.draft.scratch_rows
         activations = activation_bytes(demand, rows, longest, has_own_memory=own, tree_rows=trees)
         other = self._other_bytes(wanted_pages)
-        left = self.limit - activations - other - self.states.nbytes
+        making, limit = max(demand.draft.making_bytes, demand.coding_bytes), self.limit
+        if not memory.has_own_memory:  # what a pass takes is free while the draft is made
+            making = max(making - activations, 0)
+            limit = min(limit, memory.ram - making)
+        left = limit - activations - other - self.states.nbytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
         draft = demand.draft_bytes(resident)
         left -= draft + ring + resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
         most = self.spec.max_sequences or min(self.max_sequences, max(pages // SEQUENCE_PAGES, 1))
-        # Where the device computes in RAM, what a pass takes is free while the draft is made.
-        later = 0 if memory.has_own_memory else activations
         on_device = Plan(
             tiers=tuple("resident" if i in resident else "disk" for i in range(len(self.units))),
             slots=slots,
@@ -210,11 +212,11 @@ class _Planner:
             activation_bytes=activations,
             other_bytes=other,
             embedding_bytes=demand.embedding_bytes,
-            making_bytes=max(demand.draft.making_bytes - later, demand.coding_bytes - later, 0),
+            making_bytes=making,
             memory=memory,
         )
         if pages < self.fewest_pages:
-            raise DoesNotFit(self._refusal(on_device, left))
+            raise DoesNotFit(self._refusal(on_device, limit, left))
         return self._with_host(on_device)
 
     def _other_bytes(self, wanted_pages: int) -> int:
@@ -288,21 +290,22 @@ class _Planner:
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
 
-    def _refusal(self, plan: Plan, left: int) -> str:
-        """Return the error text for a plan that leaves only `left` bytes of the device to KV."""
+    def _refusal(self, plan: Plan, limit: int, left: int) -> str:
+        """Return the error text for a plan that leaves `left` of `limit` device bytes to KV."""
         kv = self.fewest_pages * self.demand.page_bytes
-        states = ""
+        states, is_short = "", limit < self.limit
         if plan.num_states:
             found = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
             size = size_text(plan.state_bytes)
             states = f", {found} of recurrent layers {size} (fewer with a lower max_sequences)"
+        beside = f", while loading {size_text(plan.making_bytes)} of RAM" if is_short else ""
         return (
-            f"memory.device: {size_text(self.limit)} is {size_text(kv - left)} too little. Needed: "
+            f"memory.device: {size_text(limit)} is {size_text(kv - left)} too little. Needed: "
             f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
             f"draft {size_text(plan.draft_bytes)}, "
             f"ring of {plan.ring_slots} slots {size_text(plan.ring_bytes)}, "
             f"resident units {size_text(plan.resident_bytes)}, KV of at least "
-            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}{states}. "
+            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}{states}{beside}. "
             "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
         )
 
@@ -312,11 +315,6 @@ class _Planner:
         room = memory.ram if limit is None else min(limit, memory.ram)
         if not memory.has_own_memory:  # the device's share and the host's are one memory
             room = min(room, memory.ram - plan.device_bytes)
-            if room < 0:
-                raise DoesNotFit(
-                    f"memory.device: {size_text(plan.device_bytes)} are planned, "
-                    f"{size_text(-room)} more than the RAM there is. Lower memory.device."
-                )
         # Coded units are loaded after what is made before, when its memory is free again.
         held = 0 if memory.has_own_memory and self.demand.coded_bytes else plan.making_bytes
         room = max(room - held, 0)

@@ -24,6 +24,7 @@ from engine.compiled.cells import (
     PADDING,
     SEGMENT,
     TILE,
+    stream_bytes,
 )
 from engine.compiled.filling import can_fill
 from engine.triton_kernels import weight_decoder
@@ -37,7 +38,6 @@ from engine.weights.coding.escapes import (
     put_escapes,
 )
 from engine.weights.formats import int4, nf4
-from engine.weights.layout import round_up
 
 STREAM = ".cells"  # field suffix: uint8, the indices of all segments
 STARTS = ".cell_starts"  # field suffix: int32 [rows, segments]: where each segment begins
@@ -278,17 +278,12 @@ def _write(indices: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
     sizes = ((bits + 7) // 8).view(-1)
     starts = (sizes.cumsum(0) - sizes).view(bits.shape)
     places = _offsets(widths) + 8 * _of_weights(starts, widths.shape[1])
-    stream = torch.zeros(_stream_bytes(int(sizes.sum())), dtype=torch.int32)
+    stream = torch.zeros(stream_bytes(int(sizes.sum())), dtype=torch.int32)
     shifted = indices.view(-1).long() << (places.view(-1) % 8)
     for byte in range(3):  # 11 bits and the 7 before them; no bit has two ones, so sums are unions
         own = (shifted >> 8 * byte & 255).int()
         stream.index_add_(0, places.view(-1) // 8 + byte, own)
     return stream.byte(), starts.int()
-
-
-def _stream_bytes(nbytes: int) -> int:
-    """Return the size of a stream with this number of bytes of indices: two words at least."""
-    return round_up(max(nbytes, 1), PADDING) + PADDING
 
 
 def _read(stream: Tensor, starts: Tensor, widths: Tensor) -> Tensor:
@@ -314,24 +309,15 @@ def _encode_compiled(
     pairs, weights = substitute.pairs.contiguous().numpy(), bits.view(torch.uint16).numpy()
     ends, is_int4 = find_ends(is_int4=substitute.is_int4).numpy(), substitute.is_int4
     own = cell_encoding.Substitute(pairs, _compiled_scales(substitute), ends, is_int4)
-    sizes = np.empty((len(bits), -(-bits.shape[1] // SEGMENT)), np.uint32)
-    counts = np.empty(len(bits), np.int64)
-    cell_encoding.measure(own, weights, sizes, counts)
-    stops = np.cumsum(sizes.reshape(-1), dtype=np.int64)
-    starts = (stops - sizes.reshape(-1)).astype(np.uint32).reshape(sizes.shape)
-    nbytes = _stream_bytes(int(stops[-1]))
-    if most is not None and nbytes + starts.nbytes + ESCAPE_BYTES * int(counts.sum()) > most:
+    if most is None:
+        most = ESCAPE_BYTES * 2 * bits.numel()  # more than any code takes
+    if (found := cell_encoding.encode(own, weights, most)) is None:
         return None
-    stream = np.zeros(nbytes, np.uint8)
-    places = np.empty(counts.sum(), np.uint32)
-    values = np.empty(len(places), np.uint16)
-    before = np.cumsum(counts) - counts
-    cell_encoding.encode(own, weights, starts, stream, before, places, values)
     return {
-        STREAM: torch.from_numpy(stream),
-        STARTS: torch.from_numpy(starts).view(torch.int32),
-        PLACES: torch.from_numpy(places).view(torch.int32),
-        VALUES: torch.from_numpy(values).view(torch.int16),
+        STREAM: torch.from_numpy(found.stream),
+        STARTS: torch.from_numpy(found.starts).view(torch.int32),
+        PLACES: torch.from_numpy(found.places).view(torch.int32),
+        VALUES: torch.from_numpy(found.values).view(torch.int16),
     }
 
 

@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.compiled.filling import in_parts
 from engine.weights.coding import cells, exponents
 from engine.weights.coding.cells import Substitute
 
@@ -37,7 +39,7 @@ def encode(weight: Tensor, substitute: Substitute | None) -> dict[str, Tensor] |
         return None
     again = torch.empty_like(weight, memory_format=torch.contiguous_format)
     decode(fields, substitute, again)
-    if not torch.equal(again.view(torch.int16), weight.contiguous().view(torch.int16)):
+    if not _same_bits(again, weight.contiguous()):
         log.error("a coded weight decodes to other bits on this machine: it stays plain")
         return None
     return fields
@@ -50,3 +52,16 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute | None, out: Ten
     else:
         assert substitute is not None, "the weight was coded with a substitute"
         cells.decode(fields, substitute, out)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two contiguous weights of an even number of values have the same bits."""
+    # Two values at a time: torch compares those of 16 bits at half of this speed.
+    words, others = (own.view(-1).view(torch.int16).numpy().view(np.uint32) for own in (one, other))
+    found: list[bool] = []
+
+    def work(start: int, stop: int) -> None:
+        found.append(np.array_equal(words[start:stop], others[start:stop]))
+
+    in_parts(len(words), 2, work, is_weight=True)
+    return all(found)

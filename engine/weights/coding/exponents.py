@@ -37,8 +37,8 @@ def encode(weight: Tensor, most: int | None = None) -> dict[str, Tensor] | None:
     if weight.numel() % 2 or not 0 < weight.numel() <= MOST_WEIGHTS:
         return None
     bits = weight.contiguous().view(torch.int16).view(-1)
-    table = _frequent_exponents(bits)
     if can_fill(weight):
+        table = _most_frequent(torch.from_numpy(compiled.count(bits.view(torch.uint16).numpy())))
         exponents = torch.empty(len(bits) // 2, dtype=torch.uint8)
         fractions = torch.empty(len(bits), dtype=torch.uint8)
         found = compiled.encode(
@@ -49,6 +49,7 @@ def encode(weight: Tensor, most: int | None = None) -> dict[str, Tensor] | None:
         )
         is_escape = torch.from_numpy(found)
     else:
+        table = _most_frequent(_count_exponents(bits))
         own = (bits.int() >> 7) & 255
         matches = own.unsqueeze(-1) == table
         number = matches.byte().argmax(-1).byte()
@@ -82,9 +83,14 @@ def decode(fields: Mapping[str, Tensor], out: Tensor) -> None:
     put_escapes(fields, out)
 
 
-def _frequent_exponents(bits: Tensor) -> Tensor:
-    """Return the 16 most frequent exponents of weights, ascending; of equal ones the smaller."""
+def _count_exponents(bits: Tensor) -> Tensor:
+    """Return how many weights have each exponent, int64 [256]."""
     counts = torch.zeros(256, dtype=torch.int64)
     for piece in torch.split(bits, _PIECE):
         counts += torch.bincount((piece >> 7).int() & 255, minlength=256)
+    return counts
+
+
+def _most_frequent(counts: Tensor) -> Tensor:
+    """Return the 16 most frequent exponents, ascending; of equally frequent ones the smaller."""
     return counts.sort(descending=True, stable=True).indices[:_SIZE].sort().values.byte()

@@ -206,8 +206,19 @@ def test_without_a_gpu_device_and_host_share_one_memory() -> None:
 
 
 def test_more_than_the_machines_ram_is_not_planned_for_the_device() -> None:
-    with pytest.raises(DoesNotFit, match=r"more than the RAM there is"):
+    with pytest.raises(DoesNotFit, match=r"1\.0 GiB is .* too little"):
         plan(ALL + KV + ROOM, ram=ALL, has_own_memory=False, stream={"tier": "resident"})
+
+
+@pytest.mark.parametrize("making", [0, 300 * MIB, 500 * MIB])
+def test_what_loading_takes_for_a_while_fits_into_ram_beside_the_device(making: int) -> None:
+    demand = replace(DEMAND, draft=replace(NO_DRAFT, making_bytes=making))
+    asked: dict[str, Any] = {"has_own_memory": False, "demand": demand}
+    for free in range(1000 * MIB, 2 * ALL, 50 * MIB):
+        found = plan(int(0.8 * free), ram=int(0.9 * free), **asked)
+        assert found.device_bytes + found.host_bytes <= int(0.9 * free)
+    with pytest.raises(DoesNotFit, match="while loading" if making else "too little"):
+        plan(400 * MIB, ram=max(making, 200 * MIB), **asked)
 
 
 def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
