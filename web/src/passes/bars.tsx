@@ -3,7 +3,8 @@ import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
 import { type Look, lookOf } from "../paint/sources.ts";
-import type { PassView } from "./figures.ts";
+import { countText } from "../units.ts";
+import { type PassView, sentenceOf } from "./figures.ts";
 
 const MOST = 400; // bars that are drawn; the slider reaches the others
 
@@ -22,23 +23,26 @@ export function Bars({ views, current, onChoose }: BarsProps): JSX.Element {
     if (bar && box.current) box.current.scrollLeft = bar.offsetLeft - box.current.clientWidth / 2;
   }, [current, views.length]);
   return (
-    <div class="pass-bars" ref={box} aria-hidden="true">
-      {views.slice(first, first + MOST).map((view, place) => (
-        <div
-          key={first + place}
-          class={`pass-bar ${first + place === current ? "current" : ""} ${view.tokens.length ? "" : "prompt"}`}
-          title={`Pass ${view.pass.pass}: ${view.tokens.length || view.pass.own_rows} tokens`}
-          onClick={() => onChoose(first + place)}
-        >
-          {runsOf(view).map(({ look, count }, number) => (
-            <span
-              key={number}
-              class={look}
-              style={{ height: `${(100 * count) / most}%`, "--count": count }}
-            />
-          ))}
-        </div>
-      ))}
+    <div class="pass-chart" aria-hidden="true">
+      <span class="pass-most">{countText(most)}</span>
+      <div class="pass-bars" ref={box}>
+        {views.slice(first, first + MOST).map((view, place) => (
+          <div
+            key={first + place}
+            class={`pass-bar ${first + place === current ? "current" : ""} ${view.tokens.length ? "" : "prompt"}`}
+            title={sentenceOf(view)}
+            onClick={() => onChoose(first + place)}
+          >
+            {runsOf(view).map(({ look, count }, number) => (
+              <span
+                key={number}
+                class={look}
+                style={{ height: `${(100 * count) / most}%`, "--count": count }}
+              />
+            ))}
+          </div>
+        ))}
+      </div>
     </div>
   );
 }
