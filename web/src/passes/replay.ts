@@ -31,7 +31,6 @@ export function useReplay(views: readonly PassView[], isStreaming: boolean): Rep
     if (!isPlaying || current < 0) return undefined;
     if (current >= last && !isStreaming) {
       setPlaying(false);
-      setChosen(null);
       return undefined;
     }
     const next = views[current + 1];
