@@ -72,4 +72,4 @@ def test_a_word_keeps_its_style_when_it_moves() -> None:
     wrap.write(Text("seventeen letters "))
     wrap.write(Text("in", "bold"))
     wrap.write(Text("deed", "bold"))
-    assert out.getvalue().endswith("\n\x1b[1min\x1b[0m\x1b[1mdeed\x1b[0m")
+    assert out.getvalue().endswith("\x1b[1min\x1b[0m\x1b[2D\x1b[0K\n\x1b[1mindeed\x1b[0m")

@@ -1,11 +1,12 @@
 /** The passes of one answer, and the link, in the panel beside a chat. */
 import type { JSX } from "preact";
-import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
+import { useMemo, useRef } from "preact/hooks";
 
 import { PaintedText } from "../paint/painted.tsx";
 import type { AnswerTrace } from "../paint/trace.ts";
 import { Button, IconButton } from "../ui/button.tsx";
 import { countText, figureText } from "../units.ts";
+import { useAfterLayout } from "./after_layout.ts";
 import { Bars } from "./bars.tsx";
 import { passViews, type PassView, sentenceOf, type Totals, totalsOf, wordsOf } from "./figures.ts";
 import { Link, useEngine } from "./link.tsx";
@@ -44,7 +45,13 @@ export function Passes({ trace, version, isStreaming }: PanelProps): JSX.Element
           <section aria-label="One pass">
             <OnePass view={view} />
             {!replay.isAtEnd && <Replayed trace={trace} pass={view.pass.pass} />}
-            {view.pass.tokens > 0 && <Tree key={view.pass.pass} view={view} isGrowing={replay.isPlaying} />}
+            {view.pass.tokens > 0 && (
+              <Tree
+                key={replay.isPlaying ? view.pass.pass : "still"} // a replay draws each tree anew
+                view={view}
+                isGrowing={replay.isPlaying}
+              />
+            )}
           </section>
         </>
       )}
@@ -141,7 +148,7 @@ function OnePass({ view }: { view: PassView }): JSX.Element {
 /** The answer as it was after a pass, at its end. */
 function Replayed({ trace, pass }: { trace: AnswerTrace; pass: number }): JSX.Element {
   const box = useRef<HTMLDivElement>(null);
-  useLayoutEffect(() => box.current!.scrollTo({ top: box.current!.scrollHeight }), [pass]);
+  useAfterLayout(box, (element) => element.scrollTo({ top: element.scrollHeight }), [pass]);
   return (
     <div class="replayed" ref={box} role="group" aria-label="The answer after this pass" tabIndex={0}>
       <PaintedText stretches={trace.stretches("reasoning", pass)} />

@@ -1,9 +1,10 @@
 /** The draft tree of a pass as a picture that is read downwards; arrow keys move from token to token. */
 import type { JSX } from "preact";
-import { useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useMemo, useRef, useState } from "preact/hooks";
 
 import { lookOf, nameOf } from "../paint/sources.ts";
 import { number, ownToken, type PassView, visible } from "./figures.ts";
+import { useAfterLayout } from "./after_layout.ts";
 import { layOut, neighbour, type PlacedNode } from "./layout.ts";
 import { fitted, measure, NODE_HEIGHT, STEP, topOf } from "./measure.ts";
 
@@ -18,16 +19,15 @@ interface TreeProps {
 export function Tree({ view, isGrowing }: TreeProps): JSX.Element {
   const layout = useMemo(() => layOut(view.pass.nodes, view.before, ownToken(view)), [view]);
   const size = useMemo(() => measure(layout, noteOf), [layout]);
-  const [current, setCurrent] = useState(0);
+  const { pass } = view.pass;
+  const [looked, setLooked] = useState({ pass, at: 0 });
+  const setCurrent = (at: number): void => setLooked({ pass, at });
   const scroller = useRef<HTMLDivElement>(null);
   const picture = useRef<SVGSVGElement>(null);
-  const shown = layout.nodes[Math.min(current, layout.nodes.length - 1)]!;
-  useLayoutEffect(() => {
-    // the end of the accepted path is what the pass has brought
-    const end = Math.max(...layout.nodes.map(({ kind, level }) => (kind === "rejected" ? 0 : level)));
-    const box = scroller.current!;
-    box.scrollTo({ left: 0, top: (end + 1) * STEP - box.clientHeight });
-  }, [layout]);
+  const shown = layout.nodes[looked.pass === pass ? looked.at : 0] ?? layout.nodes[0]!;
+  // the end of the accepted path is what the pass has brought
+  const end = Math.max(...layout.nodes.map(({ kind, level }) => (kind === "rejected" ? 0 : level)));
+  useAfterLayout(scroller, (box) => box.scrollTo({ left: 0, top: (end + 1) * STEP - box.clientHeight }), [pass, end]);
   const onKeyDown = (event: KeyboardEvent): void => {
     const next = neighbour(layout, layout.nodes.indexOf(shown), event.key);
     if (next === null) return;
@@ -41,13 +41,13 @@ export function Tree({ view, isGrowing }: TreeProps): JSX.Element {
         class="tree-scroll"
         ref={scroller}
         role="group"
-        aria-label={`Draft tree of pass ${view.pass.pass}; arrow keys move in it`}
+        aria-label={`Draft tree of pass ${pass}; arrow keys move in it`}
         tabIndex={0}
         onKeyDown={onKeyDown}
       >
         <svg ref={picture} class={isGrowing ? "growing" : ""} width={size.width} height={size.height}>
           {layout.nodes.map((node, at) => (
-            <Edge key={`edge ${at}`} node={node} parent={layout.nodes[node.parent]} lefts={size.lefts} />
+            <Edge key={`edge ${at}`} node={node} parent={layout.nodes[node.parent]} lefts={size.lefts} isGrowing={isGrowing} />
           ))}
           {layout.nodes.map((node, at) => (
             <g
@@ -55,7 +55,7 @@ export function Tree({ view, isGrowing }: TreeProps): JSX.Element {
               data-node={at}
               class={`node ${node.kind} ${node.source === "" ? "" : lookOf(node.source)}`}
               transform={`translate(${size.lefts[node.line]} ${topOf(node)})`}
-              style={{ "--level": node.level }}
+              style={isGrowing ? { "--level": node.level } : {}}
               role="img"
               aria-label={describe(node)}
               tabIndex={-1}
@@ -87,17 +87,18 @@ interface EdgeProps {
   node: PlacedNode;
   parent: PlacedNode | undefined;
   lefts: readonly number[];
+  isGrowing: boolean;
 }
 
 const ANCHOR = 14; // where edges meet a node, from its left side
 
-function Edge({ node, parent, lefts }: EdgeProps): JSX.Element | null {
+function Edge({ node, parent, lefts, isGrowing }: EdgeProps): JSX.Element | null {
   if (parent === undefined) return null;
   const [x, y] = [lefts[parent.line]! + ANCHOR, topOf(parent) + NODE_HEIGHT];
   const [toX, toY] = [lefts[node.line]! + ANCHOR, topOf(node)];
   const middle = (y + toY) / 2;
   const path = `M${x} ${y}C${x} ${middle + 2} ${toX} ${middle - 2} ${toX} ${toY}`;
-  return <path class={`edge ${node.kind}`} style={{ "--level": node.level }} d={path} />;
+  return <path class={`edge ${node.kind}`} style={isGrowing ? { "--level": node.level } : {}} d={path} />;
 }
 
 /** Return what stands beside a token of the first line: how likely the draft took it to be. */
