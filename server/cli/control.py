@@ -85,8 +85,10 @@ def state_text(model: ModelStatus) -> str:
     """Return the state of a model, with what its load has reached, or how long it stays."""
     step = model.get("step")
     if step is None:
-        left = model.get("unloads_in")
-        return model["state"] if left is None else f"{model['state']}, {left:.0f} s left"
+        left, ago = model.get("unloads_in"), model.get("idle_unloaded_ago")
+        if left is not None:
+            return f"{model['state']}, {left:.0f} s left"
+        return model["state"] if ago is None else f"{model['state']} {ago:.0f} s ago, idle"
     return f"{model['state']}: {step_text(step)}"
 
 
