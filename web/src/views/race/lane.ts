@@ -23,6 +23,7 @@ export class Lane {
 
   /** Return the figures of the lane, as far as they are known. */
   get figures(): string {
+    if (this.ids.length === 0 && !this.isOver) return "waiting for the first token";
     const { passes } = this;
     const known = [`${several(this.ids.length, "token")} in ${several(passes, "pass")}`];
     const each = this.timings?.tokens_per_pass ?? (passes ? this.ids.length / passes : null);

@@ -73,7 +73,8 @@ export function RaceView(): JSX.Element {
         <h1>Race</h1>
         <p class="muted">
           One question is answered twice at once, with the same seed: with drafts, and without. Both answers share the
-          passes of one engine, so compare how many tokens a pass brings each of them. The text is the same.
+          passes of one engine, so compare how many tokens a pass brings each of them. Their tokens are compared one by
+          one.
         </p>
       </header>
       <div class="race-head">
