@@ -20,6 +20,7 @@ from server.cli.remote import Remote, RemoteError, connect_to
 from server.cli.suggest import did_you_mean
 from server.cli.word_wrap import WordWrap
 from server.schemas.status import ServerStatus
+from server.sizes import several
 
 HELP = """\
 /paint        show in colours what proposed each token; again: plain text
@@ -194,8 +195,9 @@ class _Session:
         if self._is_painting:
             self._screen.print(self._painter.legend())
         if timings:
+            tokens = several(timings["predicted_n"], "token")
             self._say(
-                f"{timings['predicted_n']} tokens, {timings['tokens_per_pass']:.1f} a pass, "
+                f"{tokens}, {timings['tokens_per_pass']:.1f} a pass, "
                 f"{timings['predicted_per_second']:.1f} tokens/s, seed {timings['seed']}"
             )
 

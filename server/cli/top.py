@@ -14,6 +14,7 @@ from engine.errors import escaped
 from server.cli.control import state_text, tiers_text
 from server.cli.remote import connect
 from server.schemas.status import EngineStatus, ServerStatus
+from server.sizes import several
 
 BAR = 24  # columns
 NARROW = 72  # columns
@@ -82,8 +83,9 @@ def _models(status: ServerStatus, *, is_narrow: bool) -> Table:
 def _queue(status: ServerStatus) -> Text:
     queue = status["queue"]
     return Text(
-        f"{queue['in_engine']} requests in the engine, {queue['waiting_for_pass']} sequences wait "
-        f"for a pass, {queue['waiting_for_model']} requests wait for a model"
+        f"{several(queue['in_engine'], 'request')} in the engine; waiting for a pass: "
+        f"{several(queue['waiting_for_pass'], 'sequence')}, for a model: "
+        f"{several(queue['waiting_for_model'], 'request')}"
     )
 
 
@@ -101,8 +103,8 @@ def _figures(engine: EngineStatus, *, has_bars: bool) -> Table:
         table.add_row(name, figure, *cells)
 
     speed, per_pass = recent["tokens_per_second"], recent["tokens_per_pass"]
-    add("tokens/s", f"{speed:.1f}", "", f"{recent['tokens']} tokens lately")
-    add("tokens a pass", f"{per_pass:.1f}", "", f"{recent['passes']} passes lately")
+    add("tokens/s", f"{speed:.1f}", "", f"{several(recent['tokens'], 'token')} lately")
+    add("tokens a pass", f"{per_pass:.1f}", "", f"{several(recent['passes'], 'pass')} lately")
     if limit:
         figure = f"{engine['link_gbps']:.2f}"
         note = f"of {limit:.2f} GB/s in the last pass"

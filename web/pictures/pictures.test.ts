@@ -90,7 +90,7 @@ async function take(page: Page, name: string): Promise<void> {
 }
 
 for (const [name, width, height, theme] of [
-  ["chat.png", 1360, 720, "light"],
+  ["chat.png", 1360, 860, "light"],
   ["chat-dark.png", 390, 780, "dark"],
 ] as const) {
   test(name, async () => {

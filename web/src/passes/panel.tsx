@@ -136,8 +136,8 @@ function OnePass({ view }: { view: PassView }): JSX.Element {
       <p class="muted details">
         {details.map((detail, at) => (
           <span key={detail}>
-            {at > 0 && "· "}
             {detail}
+            {at < details.length - 1 && " ·"}
           </span>
         ))}
       </p>
