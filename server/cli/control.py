@@ -57,7 +57,7 @@ def _listing(rows: list[tuple[str, ...]], *, width: int | None, has_servers: boo
     """
     if width is None:
         return table(HEADER, rows)
-    header = HEADER
+    header: tuple[str, ...] = HEADER
     if not has_servers:
         header, rows = HEADER[:-1], [row[:-1] for row in rows]
     listing = table(header, rows)
