@@ -17,3 +17,10 @@ def duration_text(seconds: float) -> str:
         if seconds < most * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 3600:.1f} h"
+
+
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 token", "2 tokens", "3 passes"."""
+    if count != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}"

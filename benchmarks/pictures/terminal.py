@@ -51,5 +51,7 @@ def terminal_pictures(url: str, out: Path) -> None:
     asking.start()
     with connect() as remote:
         status = next(islice(remote.watch(), STATUS_AFTER, None))
-    record(out / "terminal-top.svg", "understudy top", lambda to: to.print(view(status, url)))
+    record(
+        out / "terminal-top.svg", "understudy top", lambda to: to.print(view(status, url, WIDTH))
+    )
     asking.join()

@@ -5,6 +5,7 @@ A line that begins with a slash is a command; `/help` lists them.
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ from server.cli.paint import Painter, shown_text
 from server.cli.race import race
 from server.cli.remote import Remote, RemoteError, connect_to
 from server.cli.suggest import did_you_mean
+from server.cli.word_wrap import WordWrap
 from server.schemas.status import ServerStatus
+from server.sizes import several
 
 HELP = """\
 /paint        show in colours what proposed each token; again: plain text
@@ -38,7 +41,8 @@ def chat(args: argparse.Namespace, env: Mapping[str, str], screen: Console) -> i
     with server_for(args, env, screen) as (url, name):
         with connect_to(url, args, env) as remote:
             model = _find_model(name, remote.status())
-        screen.print(Text(f"{model} at {url}; /help lists the commands.", "dim"))
+        if sys.stdin.isatty():
+            screen.print(Text(f"{model} at {url}; /help lists the commands.", "dim"))
         session = _Session(lambda: connect_to(url, args, env), model, screen)
         if args.system:
             session.conversation.messages.append({"role": "system", "content": args.system})
@@ -99,15 +103,17 @@ class _Session:
                     self._answer(line)
             except RemoteError as error:
                 self._screen.print(Text(str(error), "red"))
+            except KeyboardInterrupt:  # also a second one, while the first still ends an answer
+                self._say("\nstopped")
 
     def _read(self) -> str | None:
         """Return the next message or command; None at the end of the input."""
         lines: list[str] = []
         while True:
             try:
-                line = input(MORE if lines else PROMPT)
+                line = input(self._prompt(MORE if lines else PROMPT))
             except EOFError:
-                self._screen.print()
+                self._screen.print(end=self._prompt("\n"))
                 return None
             except KeyboardInterrupt:
                 self._say("\n/quit or Ctrl-D ends the chat.")
@@ -116,6 +122,11 @@ class _Session:
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
+
+    @staticmethod
+    def _prompt(text: str) -> str:
+        """Return what asks for a line; nothing where lines come from a file or a pipe."""
+        return text if sys.stdin.isatty() else ""
 
     def _run_command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -135,9 +146,12 @@ class _Session:
                 answer += content
         except KeyboardInterrupt:
             self._say("\nstopped")
-        except RemoteError:
+        except RemoteError as error:
             messages.pop()
-            raise
+            begun = "\n" if answer else ""
+            raise RemoteError(
+                f"{begun}{error}\nYour message was taken back; send it again."
+            ) from error
         if answer:
             messages.append({"role": "assistant", "content": answer})
         else:
@@ -148,6 +162,7 @@ class _Session:
         self._painter.begin()
         timings: Mapping[str, Any] = {}
         was_thinking = False
+        show = self._writer()
         with self._connect() as remote, contextlib.ExitStack() as waiting:
             spinner = waiting.enter_context(self._screen.status("waiting"))
             asked = {**body, "provenance": self._is_painting}
@@ -164,18 +179,25 @@ class _Session:
                             piece = _plain(thought, content, was_thinking=was_thinking)
                         if piece:
                             waiting.close()  # the spinner, before the first text
-                            self._screen.print(piece, end="", soft_wrap=True)
+                            show(piece)
                         was_thinking = bool(thought) or (was_thinking and not content)
                         yield content
         self._screen.print()
         self._show_timings(timings)
 
+    def _writer(self) -> Callable[[Text], None]:
+        """Return what shows the pieces of an answer: between words on a terminal, else as it is."""
+        if self._screen.is_terminal and not self._screen.is_dumb_terminal:
+            return WordWrap(self._screen).write
+        return lambda piece: self._screen.print(piece, end="", soft_wrap=True)
+
     def _show_timings(self, timings: Mapping[str, Any]) -> None:
         if self._is_painting:
             self._screen.print(self._painter.legend())
         if timings:
+            tokens = several(timings["predicted_n"], "token")
             self._say(
-                f"{timings['predicted_n']} tokens, {timings['tokens_per_pass']:.1f} a pass, "
+                f"{tokens}, {timings['tokens_per_pass']:.1f} a pass, "
                 f"{timings['predicted_per_second']:.1f} tokens/s, seed {timings['seed']}"
             )
 

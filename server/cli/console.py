@@ -100,3 +100,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in shown
     ]
     return "\n".join(lines)
+
+
+def records(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return the text of a table for a narrow terminal: each row is a block, a line a cell."""
+    width = max(map(len, header[1:]))
+    blocks = []
+    for first, *others in rows:
+        known = [(name, cell) for name, cell in zip(header[1:], others, strict=True) if cell != "-"]
+        lines = [f"  {name.lower().ljust(width)}  {escaped(cell)}" for name, cell in known]
+        blocks.append("\n".join([escaped(first), *lines]))
+    return "\n".join(blocks)
+
+
+def columns() -> int | None:
+    """Return the width of the terminal on stdout; None if it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 
-from server.cli.console import Console, table
+from server.cli.console import Console, columns, records, table
 from server.cli.remote import ENV_URL, Remote, RemoteError, choose_url, connect, connect_to
 from server.cli.servers import running_servers, wait_for_end
 from server.metrics.load_speed import step_text
@@ -41,8 +41,28 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
         for model in status["models"]
         if args.all or model["state"] != "unloaded"
     ]
-    print(table(HEADER, rows) if rows else f"No model is loaded at {', '.join(found)}.")
+    if rows:
+        print(_listing(rows, width=columns(), has_servers=len(found) > 1))
+    else:
+        print(f"No model is loaded at {', '.join(found)}.")
     return code
+
+
+def _listing(rows: list[tuple[str, ...]], *, width: int | None, has_servers: bool) -> str:
+    """Return the list of models: a table, or on a terminal of less columns than that blocks.
+
+    Args:
+        width: the columns of the terminal; None: the output is none, and has all columns.
+        has_servers: whether the models are of several servers.
+    """
+    if width is None:
+        return table(HEADER, rows)
+    header: tuple[str, ...] = HEADER
+    if not has_servers:
+        header, rows = HEADER[:-1], [row[:-1] for row in rows]
+    listing = table(header, rows)
+    is_too_wide = max(map(len, listing.split("\n"))) > width
+    return records(header, rows) if is_too_wide else listing
 
 
 def _row(model: ModelStatus, status: ServerStatus, url: str) -> tuple[str, ...]:
@@ -65,8 +85,10 @@ def state_text(model: ModelStatus) -> str:
     """Return the state of a model, with what its load has reached, or how long it stays."""
     step = model.get("step")
     if step is None:
-        left = model.get("unloads_in")
-        return model["state"] if left is None else f"{model['state']}, {left:.0f} s left"
+        left, ago = model.get("unloads_in"), model.get("idle_unloaded_ago")
+        if left is not None:
+            return f"{model['state']}, {left:.0f} s left"
+        return model["state"] if ago is None else f"{model['state']} {ago:.0f} s ago, idle"
     return f"{model['state']}: {step_text(step)}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.cli.remote import RemoteError
 from server.cli.suggest import did_you_mean
+from server.sizes import several
 
 SEED_BITS = 32  # of a seed that is drawn: short enough to type
 PARAMETERS = (
@@ -92,7 +93,7 @@ class Conversation:
             Path(name).expanduser().write_text(text, encoding="utf-8")
         except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
             raise RemoteError(f"{name} cannot be written: {error}") from error
-        return f"{len(self.messages)} messages are in {name}"
+        return f"{name} has {several(len(self.messages), 'message')}"
 
 
 def _value(text: str) -> Any:

@@ -17,6 +17,7 @@ from rich.text import Text
 from engine.messages import NO_DRAFT
 from server.cli.paint import shown_text
 from server.cli.remote import Remote, RemoteError
+from server.sizes import several
 
 REFRESH_S = 0.1
 LINES = 16  # of the end of each text that are shown while it grows
@@ -42,10 +43,11 @@ class Lane:
 
     def caption(self) -> str:
         """Return the title with what is known of the speed."""
+        tokens = several(len(self.ids), "token")
         if not self.timings:
-            return f"{self.title}: {len(self.ids)} tokens"
+            return f"{self.title}: {tokens}"
         return (
-            f"{self.title}: {len(self.ids)} tokens, {self.timings['tokens_per_pass']:.1f} a pass, "
+            f"{self.title}: {tokens}, {self.timings['tokens_per_pass']:.1f} a pass, "
             f"{self.timings['predicted_per_second']:.1f} tokens/s"
         )
 
@@ -101,11 +103,11 @@ def verdict(lanes: tuple[Lane, Lane]) -> Text:
     same = 0
     while same < min(len(first), len(second)) and first[same] == second[same]:
         same += 1
+    identical = f"identical: {same} of {several(most, 'token')}"
     if same == most:
-        return Text(f"identical: {same} of {most} tokens", "bold green")
+        return Text(identical, "bold green")
     return Text(
-        f"identical: {same} of {most} tokens. The answers differ from there on, which only "
-        "`numerics: fast` allows.",
+        f"{identical}. The answers differ from there on, which only `numerics: fast` allows.",
         "bold yellow",
     )
 

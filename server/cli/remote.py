@@ -17,6 +17,7 @@ from server.schemas.status import ServerStatus
 
 ENV_URL = "UNDERSTUDY_URL"
 DEFAULT_PORT = "8000"
+DONE = "data: [DONE]"
 CONNECT_S = 5.0  # for a connection; an answer may take as long as the load of a model
 
 
@@ -79,7 +80,8 @@ class Remote:
         Args:
             on_wait: is called with what the request waits for.
         """
-        with closing(self.events("POST", "/v1/chat/completions", body, on_wait)) as chunks:
+        answer = self.events("POST", "/v1/chat/completions", body, on_wait, has_mark=True)
+        with closing(answer) as chunks:
             for chunk in chunks:
                 if "error" in chunk:
                     raise RemoteError(str(chunk["error"]["message"]))
@@ -91,17 +93,27 @@ class Remote:
         path: str,
         body: Any = None,
         on_comment: Callable[[str], None] = lambda _: None,
+        *,
+        has_mark: bool = False,
     ) -> Generator[Any, None, None]:
-        """Yield the data of each event of a stream. Closing the generator ends the request."""
+        """Yield the data of each event of a stream. Closing the generator ends the request.
+
+        Args:
+            has_mark: whether the stream ends with [DONE]; one that ends before was cut off.
+        """
         with self._failures(), self._client.stream(method, path, json=body) as answer:
             if not answer.is_success:
                 answer.read()
                 raise _refusal(answer)
             for line in answer.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
+                if line == DONE:
+                    return
+                if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
                 elif line.startswith(":"):
                     on_comment(line.removeprefix(":").strip())
+        if has_mark:
+            raise Unreachable(f"{self.url} has cut the answer off.")
 
     def _json(self, method: str, path: str, body: Any = None) -> Any:
         with self._failures():

@@ -14,37 +14,45 @@ from engine.errors import escaped
 from server.cli.control import state_text, tiers_text
 from server.cli.remote import connect
 from server.schemas.status import EngineStatus, ServerStatus
+from server.sizes import several
 
 BAR = 24  # columns
+NARROW = 72  # columns
 
 
 def top(args: argparse.Namespace, env: Mapping[str, str], screen: Console) -> int:
     """Show a server until Ctrl-C, or until it stops; once where the output is no terminal."""
     with connect(args, env) as remote:
         if args.once or not screen.is_terminal:
-            screen.print(view(remote.status(), remote.url))
+            screen.print(view(remote.status(), remote.url, screen.width))
             return 0
         try:
             with Live(console=screen, screen=True, auto_refresh=False) as live:
                 for status in remote.watch():
-                    live.update(view(status, remote.url), refresh=True)
+                    live.update(view(status, remote.url, screen.width), refresh=True)
         except KeyboardInterrupt:
             return 0
     screen.print(f"The server at {escape(escaped(remote.url))} has stopped.")
     return 0
 
 
-def view(status: ServerStatus, url: str) -> RenderableType:
-    """Return the whole view of a status."""
+def view(status: ServerStatus, url: str, width: int) -> RenderableType:
+    """Return the whole view of a status. A narrow one leaves out the bars and some columns."""
     head = Text.assemble(
         ("understudy ", "bold"), status["version"], f"  {url}  up {_duration(status)}"
     )
     if status["state"] != "running":
         head.append(f"  {status['state']}", "bold yellow")
     engine = status["engine"]
-    parts: list[RenderableType] = [head, "", _models(status), "", _queue(status)]
+    parts: list[RenderableType] = [
+        head,
+        "",
+        _models(status, is_narrow=width < NARROW),
+        "",
+        _queue(status),
+    ]
     if engine is not None:
-        parts += ["", _figures(engine)]
+        parts += ["", _figures(engine, has_bars=width >= NARROW)]
     return Group(*parts)
 
 
@@ -54,9 +62,10 @@ def _duration(status: ServerStatus) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def _models(status: ServerStatus) -> Table:
+def _models(status: ServerStatus, *, is_narrow: bool) -> Table:
+    names = ("MODEL", "STATE") if is_narrow else ("MODEL", "STATE", "CONTEXT", "WEIGHTS", "DRAFT")
     table = Table(box=None, pad_edge=False)
-    for name in ("MODEL", "STATE", "CONTEXT", "WEIGHTS", "DRAFT"):
+    for name in names:
         table.add_column(name, overflow="fold")
     for model in status["models"]:
         style = {"loaded": "green", "unloaded": "dim"}.get(model["state"], "yellow")
@@ -67,43 +76,50 @@ def _models(status: ServerStatus) -> Table:
             tiers_text(model),
             model.get("draft", ""),
         )
-        table.add_row(*(escape(escaped(cell)) for cell in cells), style=style)
+        table.add_row(*(escape(escaped(cell)) for cell in cells[: len(names)]), style=style)
     return table
 
 
 def _queue(status: ServerStatus) -> Text:
     queue = status["queue"]
     return Text(
-        f"{queue['in_engine']} requests in the engine, {queue['waiting_for_pass']} sequences wait "
-        f"for a pass, {queue['waiting_for_model']} requests wait for a model"
+        f"{several(queue['in_engine'], 'request')} in the engine; waiting for a pass: "
+        f"{several(queue['waiting_for_pass'], 'sequence')}, for a model: "
+        f"{several(queue['waiting_for_model'], 'request')}"
     )
 
 
-def _figures(engine: EngineStatus) -> Table:
+def _figures(engine: EngineStatus, *, has_bars: bool) -> Table:
     recent, limit = engine["recent"], engine["link_limit_gbps"]
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(width=BAR)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    if has_bars:
+        table.add_column(width=BAR)
     table.add_column(overflow="fold")
+
+    def add(name: str, figure: str, bar: ProgressBar | str, note: str) -> None:
+        cells = (bar, note) if has_bars else (note,)
+        table.add_row(name, figure, *cells)
+
     speed, per_pass = recent["tokens_per_second"], recent["tokens_per_pass"]
-    table.add_row("tokens/s", f"{speed:.1f}", "", f"{recent['tokens']} tokens lately")
-    table.add_row("tokens a pass", f"{per_pass:.1f}", "", f"{recent['passes']} passes lately")
+    add("tokens/s", f"{speed:.1f}", "", f"{several(recent['tokens'], 'token')} lately")
+    add("tokens a pass", f"{per_pass:.1f}", "", f"{several(recent['passes'], 'pass')} lately")
     if limit:
         figure = f"{engine['link_gbps']:.2f}"
         note = f"of {limit:.2f} GB/s in the last pass"
-        table.add_row("link", figure, _bar(engine["link_gbps"], limit), note)
+        add("link", figure, _bar(engine["link_gbps"], limit), note)
     stalls = recent["stall_seconds"]
     waits = {"weights": stalls["copy"], "the draft": stalls["draft"], "the host": stalls["host"]}
     for what, seconds in waits.items():
         share = seconds / recent["seconds"] if recent["seconds"] else 0.0
-        table.add_row(f"waits for {what}", f"{share:.0%}", _bar(share, 1.0), "of the time")
+        add(f"waits for {what}", f"{share:.0%}", _bar(share, 1.0), "of the time")
     used, pages = engine["kv_pages_used"], engine["kv_pages"]
-    table.add_row("KV pages", f"{used:,}", _bar(used, pages), f"of {pages:,}")
+    add("KV pages", f"{used:,}", _bar(used, pages), f"of {pages:,}")
     if (states := engine["states"]) is not None:
         used, room = states["sequences"] + states["prefixes"], states["room"]
         note = f"of {room:,}, {states['prefixes']:,} of stored prefixes"
-        table.add_row("states", f"{used:,}", _bar(used, room), note)
+        add("states", f"{used:,}", _bar(used, room), note)
     return table
 
 

@@ -91,6 +91,7 @@ class Models:
         self._step: LoadStep | None = None  # the latest one, of a load or a restart
         self._unloading = False
         self._idle = IdleTimer(self._unload_idle)
+        self._idle_unloads: dict[str, float] = {}  # when `idle_unload` did so, by id, until a load
         self.failures: dict[str, str] = {}  # why the latest load of a model failed, by id
         self._returned = asyncio.Event()  # set when a request gives its model back
         self._waiters: deque[_Waiter] = deque()
@@ -121,6 +122,11 @@ class Models:
     def idle_seconds_left(self) -> float | None:
         """The seconds until the model in memory is unloaded if no request comes; None: it stays."""
         return self._idle.seconds_left
+
+    def seconds_since_idle_unload(self, model_id: str) -> float | None:
+        """Return how long ago a model was unloaded for want of requests; None if it was not."""
+        at = self._idle_unloads.get(model_id)
+        return None if at is None else max(0.0, time.monotonic() - at)
 
     @property
     def step(self) -> LoadStep | None:
@@ -280,6 +286,7 @@ class Models:
             log.info("unloading %s", self._current.entry.id)
             old, self._current = self._current, None
             await old.engine.close()
+        self._idle_unloads.pop(entry.id, None)
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
         self.text.renew()  # the text process imports its libraries while the engine loads
         statistics = EngineStatistics(entry.id, self._metrics)
@@ -327,6 +334,7 @@ class Models:
 
     def _unload_idle(self, model: LoadedModel) -> None:
         if model is self._current and self._swap is None:
+            self._idle_unloads[model.entry.id] = time.monotonic()
             self._begin_unload(model, 0.0, f"idle for {model.entry.idle_unload:g} s")
 
     def _begin_unload(self, model: LoadedModel, grace: float, why: str) -> asyncio.Task[None]:

@@ -55,6 +55,8 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
         status["step"] = step
     if (failure := models.failures.get(entry.id)) is not None:
         status["error"] = failure
+    if state == "unloaded" and (ago := models.seconds_since_idle_unload(entry.id)) is not None:
+        status["idle_unloaded_ago"] = round(ago, 1)
     current = models.in_memory
     if current is not None and state != "loading" and current.entry.id == entry.id:
         info = current.info

@@ -24,7 +24,7 @@ class LoadStep(TypedDict):
 
 
 class ModelStatus(TypedDict):
-    """A model of the registry. The optional fields describe a model that is in memory."""
+    """A model of the registry. Most optional fields describe one that is in memory."""
 
     id: str
     aliases: list[str]
@@ -37,6 +37,7 @@ class ModelStatus(TypedDict):
     draft: NotRequired[str]  # the drafting method
     plan: NotRequired[str]  # where the weights are, as text
     unloads_in: NotRequired[float]  # seconds, if no request comes (`idle_unload`)
+    idle_unloaded_ago: NotRequired[float]  # seconds since `idle_unload` has unloaded it
 
 
 class QueueStatus(TypedDict):

@@ -29,6 +29,7 @@ const STATUS = {
       tiers: { resident: 7, ram: 14, disk: 7 },
       draft: "subspec",
       plan: PLAN,
+      unloads_in: 240,
     },
     {
       ...MODEL,
@@ -37,7 +38,7 @@ const STATUS = {
       step: { what: "packing", done: 3.1e9, total: 8e9, unit: "bytes", per_second: 1.2e9, seconds_left: 4.1 },
     },
     { ...MODEL, id: "broken", state: "unloaded", error: "/models/broken/config.json: model_type: 'mamba' is not served." },
-    { ...MODEL, id: "demo", state: "unloaded" },
+    { ...MODEL, id: "demo", state: "unloaded", idle_unloaded_ago: 1500 },
   ],
   queue: { waiting_for_model: 1, waiting_for_pass: 1, in_engine: 3 },
   engine: {
@@ -144,6 +145,14 @@ test("a load that fails says why, and can be tried again", needsChromium, async 
   await page.getByRole("button", { name: "Load demo" }).press("Enter");
   await card(page, "demo").getByText("The queue is full").waitFor();
   await page.getByRole("button", { name: "Try again to load demo" }).waitFor();
+  await leave(opened);
+});
+
+test("a model that stays or sleeps for want of requests says so", needsChromium, async () => {
+  const opened = await openWith(STATUS);
+  const { page } = opened;
+  await card(page, "qwen2.5-14b").getByText("Its memory is given back in 4 min if no request comes.").waitFor();
+  await card(page, "demo").getByText("Sleeping: its memory was given back 25 min ago").waitFor();
   await leave(opened);
 });
 

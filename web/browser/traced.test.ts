@@ -114,19 +114,37 @@ test("a race says that both answers are identical", needsChromium, async () => {
   await leave(opened);
 });
 
-test("a race in which a lane fails says so, and can be begun again", needsChromium, async () => {
+/** Open the view of races, whose requests are answered with an error until `mend` is called. */
+async function failingRace(status: number, code: string, message: string): Promise<Visit & { mend: () => Promise<void> }> {
   const opened = await visit(browser, server.url);
   const { page } = opened;
   page.setDefaultTimeout(SLOW_MS);
   await page.getByRole("link", { name: "Race" }).click();
-  await page.route("**/v1/chat/completions", (route) =>
-    route.fulfill({ status: 503, json: { error: { message: "The queue is full.", code: "queue_full" } } }),
-  );
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ status, json: { error: { message, code } } }));
   await page.getByRole("button", { name: "Start the race" }).click();
-  await page.getByRole("alert").filter({ hasText: "The queue is full. Try the race again." }).waitFor();
-  await page.unroute("**/v1/chat/completions");
-  await page.getByRole("button", { name: "Start the race" }).click();
+  return { ...opened, mend: () => page.unroute("**/v1/chat/completions") };
+}
+
+test("a race in which a lane fails says so, and can be begun again", needsChromium, async () => {
+  const opened = await failingRace(503, "queue_full", "The queue is full.");
+  const { page } = opened;
+  const problem = page.getByRole("alert").filter({ hasText: "The server has too many requests waiting." });
+  await problem.getByText("The queue is full.", { exact: true }).waitFor();
+  await opened.mend();
+  await problem.getByRole("button", { name: "Try again" }).click();
   await page.getByTestId("verdict").waitFor();
+  await leave(opened);
+});
+
+test("a race offers only what helps", needsChromium, async () => {
+  const opened = await failingRace(400, "context_length_exceeded", "2,100 tokens are more than 2,048.");
+  const { page } = opened;
+  const problem = page.getByRole("alert");
+  await problem.getByText("Shorten the question.").waitFor();
+  assert.equal(await problem.getByRole("button").count(), 0);
+  await page.getByLabel("Seed", { exact: true }).fill("-4");
+  await page.getByText("A seed is not negative").waitFor();
+  assert.equal(await page.getByRole("button", { name: "Start the race" }).isDisabled(), true);
   await leave(opened);
 });
 

@@ -1,6 +1,7 @@
 /** Take the pictures of the documentation, from the demo model behind a slow link. `make pictures` runs it. */
+import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -15,6 +16,7 @@ const PICTURES = join(ROOT, "docs/pictures");
 const FRAMES = join(ROOT, "build/web/race");
 const FRAME_MS = 150;
 const SLOWEST_MS = 500_000;
+const LARGEST = 300_000; // bytes of a picture
 
 // A link of 0.05 GB/s makes the demo about as slow as a model that does not fit the device is.
 const DEMO = `target: {source: ${ROOT}/configs/demo/target}
@@ -66,13 +68,29 @@ async function open(view: string, width: number, height: number, colorScheme: "l
   return opened;
 }
 
-async function take(page: Page, name: string): Promise<void> {
+/** Wait until the page rests: its fonts and files are there, and two frames draw the same. */
+async function resting(page: Page): Promise<void> {
   await page.mouse.move(0, 0);
-  await page.screenshot({ path: join(PICTURES, name) });
+  await page.evaluate(async () => {
+    await document.fonts.ready;
+    await Promise.all([...document.images].map((image) => image.decode()));
+  });
+  let before: Buffer = Buffer.alloc(0);
+  for (;;) {
+    const drawn = await page.screenshot();
+    if (drawn.equals(before)) return;
+    before = drawn;
+  }
+}
+
+async function take(page: Page, name: string): Promise<void> {
+  await resting(page);
+  const picture = await page.screenshot({ path: join(PICTURES, name) });
+  assert.ok(picture.length <= LARGEST, `${name} has ${picture.length} bytes`);
 }
 
 for (const [name, width, height, theme] of [
-  ["chat.png", 1360, 720, "light"],
+  ["chat.png", 1360, 860, "light"],
   ["chat-dark.png", 390, 780, "dark"],
 ] as const) {
   test(name, async () => {
@@ -83,7 +101,7 @@ for (const [name, width, height, theme] of [
     await page.getByLabel("Message", { exact: true }).fill("What is Understudy?");
     await page.keyboard.press("Enter");
     await page.locator(".message-tools .figures").waitFor();
-    await page.waitForTimeout(300);
+    if (width > 1000) await page.getByText("No model is running.").waitFor({ state: "detached" });
     await take(page, name);
     await leave(opened);
   });
@@ -101,8 +119,7 @@ for (const [name, theme] of [["plan.png", "light"], ["plan-dark.png", "dark"]] a
     const opened = await open("plan/qwen2.5-14b", 1000, 900, theme);
     const { page } = opened;
     await page.getByLabel("One with another card").check();
-    await page.getByRole("slider", { name: "Device memory" }).press("ArrowRight");
-    await page.waitForTimeout(500); // for which the sliders have to rest
+    await page.getByRole("slider", { name: "Device memory" }).press("ArrowRight"); // busy until its plan is there
     await page.locator('.plan[aria-busy="false"] .stacked').first().waitFor();
     await take(page, name);
     await leave(opened);
@@ -136,4 +153,6 @@ test("the frames of a race", async () => {
 
 test("the pictures of the terminal and the animated race", () => {
   execFileSync(PYTHON, ["-m", "benchmarks.pictures", server.url], { cwd: ROOT, stdio: "inherit" });
+  const sizes = readdirSync(PICTURES).map((name) => statSync(join(PICTURES, name)).size);
+  assert.ok(Math.max(...sizes) <= LARGEST && sizes.reduce((sum, size) => sum + size, 0) <= 2_000_000, String(sizes));
 });

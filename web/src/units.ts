@@ -37,7 +37,11 @@ export function secondsText(seconds: number): string {
   return minutes % 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${minutes / 60} h`;
 }
 
-/** Return a count with its noun: "1 request", "2 requests". */
+/** Return a count with its noun: "1 request", "2 requests", "3 passes". */
 export function several(count: number, noun: string): string {
-  return `${countText(count)} ${noun}${count === 1 ? "" : "s"}`;
+  return `${countText(count)} ${count === 1 ? noun : plural(noun)}`;
+}
+
+function plural(noun: string): string {
+  return noun.endsWith("s") ? `${noun}es` : `${noun}s`;
 }

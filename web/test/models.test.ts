@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { EngineStatus, LoadStep, ModelStatus, ServerStatus } from "../src/api/types.ts";
-import { changes, engineFigures, planParts, queueText, stateWords, stepShare, stepText, summary, tiersText } from "../src/views/models/words.ts";
+import { changes, engineFigures, idleSentence, planParts, queueText, stateWords, stepShare, stepText, summary, tiersText } from "../src/views/models/words.ts";
 
 const GIB = 2 ** 30;
 
@@ -90,4 +90,13 @@ test("the figures of the engine have shares of their limits", () => {
   const without = engineFigures({ ...engine, link_limit_gbps: 0, kv_pages: 0 }, { ...queue, in_engine: 0 });
   assert.deepEqual(without.map(({ name }) => name), ["Speed", "Tokens a pass", "Requests"]);
   assert.equal(queueText({ waiting_for_model: 0, waiting_for_pass: 0, in_engine: 0 }), "none");
+});
+
+test("a model says what becomes of it without requests", () => {
+  const model: ModelStatus = { id: "a", aliases: [], default: true, state: "loaded" };
+  assert.equal(idleSentence(model), "");
+  assert.match(idleSentence({ ...model, unloads_in: 240.2 }), /^Its memory is given back in 4 min if no request comes/);
+  assert.match(idleSentence({ ...model, unloads_in: 0 }), / in 1 s /);
+  const asleep = idleSentence({ ...model, state: "unloaded", idle_unloaded_ago: 5400 });
+  assert.match(asleep, /^Sleeping: .* 1 h 30 min ago.* The next one loads it/);
 });

@@ -3,10 +3,12 @@ import { test } from "node:test";
 
 import { AnswerTrace } from "../src/paint/trace.ts";
 import type { AnswerPass, DraftNode } from "../src/paint/types.ts";
-import { ownToken, passViews, sentenceOf, visible } from "../src/passes/figures.ts";
+import { ownToken, passViews, sentenceOf, totalsOf, visible } from "../src/passes/figures.ts";
 import { layOut, neighbour } from "../src/passes/layout.ts";
+import { fitted, measure, NODE_HEIGHT, STEP } from "../src/passes/measure.ts";
 import { questionOf, withQuestion } from "../src/views/race/question.ts";
-import { verdictOf } from "../src/views/race/verdict.ts";
+import { seedProblem } from "../src/views/race/seed.ts";
+import { savingOf, verdictOf } from "../src/views/race/verdict.ts";
 
 function node(parent: number, token: string, score: number, accepted = false): DraftNode {
   return { parent, id: 1, token, source: "subspec", score, accepted };
@@ -24,24 +26,39 @@ const NODES = [
 ];
 
 test("the accepted path is straight, and the model's own token ends it", () => {
-  const { nodes, columns, rows } = layOut(NODES, "start", OWN);
+  const { nodes, levels, lines } = layOut(NODES, "start", OWN);
   const path = nodes.filter(({ kind }) => kind !== "rejected");
-  assert.deepEqual(path.map(({ token, column, row }) => [token, column, row]), [
+  assert.deepEqual(path.map(({ token, level, line }) => [token, level, line]), [
     ["start", 0, 0],
     ["good", 1, 0],
     ["best", 2, 0],
     ["!", 3, 0],
   ]);
-  assert.deepEqual([columns, rows, nodes.length], [4, 3, NODES.length + 2]);
+  assert.deepEqual([levels, lines, nodes.length], [4, 3, NODES.length + 2]);
 });
 
 test("no two nodes are at one place, and children are after their parents", () => {
   const { nodes } = layOut(NODES, "start", null);
-  assert.equal(new Set(nodes.map(({ column, row }) => `${column} ${row}`)).size, nodes.length);
-  for (const { parent, column, row } of nodes.slice(1)) {
-    assert.equal(nodes[parent]!.column + 1, column);
-    assert.ok(nodes[parent]!.row <= row);
+  assert.equal(new Set(nodes.map(({ level, line }) => `${level} ${line}`)).size, nodes.length);
+  for (const { parent, level, line } of nodes.slice(1)) {
+    assert.equal(nodes[parent]!.level + 1, level);
+    assert.ok(nodes[parent]!.line <= line);
   }
+});
+
+test("a line is as wide as its widest token, and texts are cut to it", () => {
+  const layout = layOut(NODES, "start", OWN);
+  const { lefts, boxes, width, height } = measure(layout, ({ kind }) => (kind === "accepted" ? "60 %" : ""));
+  assert.equal(lefts.length, layout.lines);
+  assert.equal(height, 3 * STEP + NODE_HEIGHT + 4);
+  for (let line = 1; line < layout.lines; line++) {
+    assert.ok(lefts[line]! > lefts[line - 1]! + boxes[line - 1]!);
+  }
+  assert.ok(lefts[1]! - boxes[0]! > lefts[2]! - lefts[1]! - boxes[1]!, "the notes have their place");
+  assert.ok(width >= lefts.at(-1)! + boxes.at(-1)!);
+  assert.equal(fitted("internationalization"), "internation…");
+  assert.equal(fitted("不多于十二个字符的半数"), "不多于十二…");
+  assert.equal(fitted("short"), "short");
 });
 
 test("arrow keys reach every node", () => {
@@ -76,12 +93,13 @@ test("each pass has its tokens, and the token before them", () => {
   });
   const [first, second, third] = passViews(trace);
   assert.deepEqual([first!.tokens.length, second!.tokens.length, third!.before], [0, 3, "!"]);
+  assert.deepEqual(totalsOf(passViews(trace)), { tokens: 3, passes: 1, each: 3 });
   assert.equal(ownToken(first!), null);
   assert.equal(ownToken(second!)?.token, "!");
-  assert.equal(sentenceOf(first!), "Pass 1 computed 64 tokens of the prompt in 250 ms, 8.3 MB over the link.");
+  assert.equal(sentenceOf(first!), "Pass 1 computed 64 tokens of the prompt: 250 ms, 8.3 MB over the link.");
   assert.equal(
     sentenceOf(second!),
-    "Pass 2 brought 3 tokens: 2 of 6 drafted tokens accepted, in 250 ms, 8.3 MB over the link.",
+    "Pass 2 brought 3 tokens: 2 of 6 drafted tokens accepted, 250 ms, 8.3 MB over the link.",
   );
 });
 
@@ -97,6 +115,21 @@ test("a verdict counts the tokens up to the first difference", () => {
     assert.equal(isSame, false);
     assert.match(text, new RegExp(`^identical: 2 of ${Math.max(3, other.length)} tokens;`));
   }
+});
+
+test("figures of a race have the right number of their nouns", () => {
+  assert.equal(verdictOf([1], [1]).text, "identical: 1 of 1 token");
+  assert.equal(savingOf(8, 90), "With drafts it took 8 passes instead of 90: 11.3 times fewer.");
+  assert.equal(savingOf(1, 2), "With drafts it took 1 pass instead of 2: 2 times fewer.");
+  assert.deepEqual([savingOf(2, 2), savingOf(0, 0), savingOf(3, 2)], ["", "", ""]);
+});
+
+test("a seed is refused for what is wrong with it", () => {
+  for (const good of ["0", " 7 ", "999999999999999", "007"]) assert.equal(seedProblem(good), null);
+  assert.match(seedProblem("-4")!, /not negative/);
+  assert.match(seedProblem(" ")!, /need a seed/);
+  assert.match(seedProblem("1234567890123456")!, /at most 15 digits/);
+  for (const odd of ["1.5", "seven", "1e3", "--4"]) assert.match(seedProblem(odd)!, /whole number, such as 7/);
 });
 
 test("a changed question replaces the last message, and an unchanged one leaves it", () => {

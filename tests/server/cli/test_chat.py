@@ -70,6 +70,7 @@ def test_messages_are_answered_with_the_conversation_before_them(
     out = talk("hi", "and\\", "more", options=("main", "--system", "be brief"))
     assert out.count("Hello there.") == 2
     assert "13 tokens, 2.6 a pass" in out and "seed " in out
+    assert "/help lists" not in out, "lines come from a program, which needs no prompts"
     want = "system:be brief<eos><turn>user:hi<eos><turn>assistant:Hello there.<eos><turn>user:and\n"
     assert want in sent(engines)
 

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from server.cli import main
+from server.cli.control import _listing
 from server.cli.remote import Remote, RemoteError, choose_url
 from server.cli.servers import announced, running_servers, server_folder
 from server.cli.top import view
@@ -156,6 +157,16 @@ def test_an_answer_of_another_program_is_an_error() -> None:
         remote.status()
 
 
+def test_an_answer_that_ends_too_early_is_an_error() -> None:
+    chunk = 'data: {"choices": []}\n\n'
+    answers = httpx.MockTransport(lambda request: httpx.Response(200, text=chunk))
+    with (
+        Remote("http://a", "", answers) as remote,
+        pytest.raises(RemoteError, match="cut the answer off"),
+    ):
+        list(remote.chat({}))
+
+
 def test_stop_ends_a_server_of_this_machine_only(
     url: str, other_server: subprocess.Popen[str], capsys: Capture
 ) -> None:
@@ -184,10 +195,20 @@ def test_top_fits_the_terminal_and_escapes_names(width: int, url: str) -> None:
     status = loaded(url)
     status["models"][0]["id"] = "[bold]a\x1b[2J"
     screen = Console(width=width, record=True, file=StringIO())
-    screen.print(view(status, url))
+    screen.print(view(status, url, width))
     text = screen.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text and "[bold]" in text
+    assert "waits for the draft" in text, "names are not cut"
+
+
+@pytest.mark.parametrize(("width", "lines"), [(None, 2), (120, 2), (40, 5)])
+def test_the_list_of_models_fits_the_terminal(width: int | None, lines: int) -> None:
+    row = ("a-model", "loaded", "2048", "1 resident, 6 ram", "subspec", "-", "-", "http://a")
+    text = _listing([row], width=width, has_servers=False)
+    assert ("http://a" in text) is (width is None), "one server needs no column"
+    assert len(text.splitlines()) == lines
+    assert max(map(len, text.splitlines())) <= (width or 200)
 
 
 def test_a_watch_ends_with_the_server(make_app: MakeApp) -> None:

@@ -118,6 +118,20 @@ async def test_the_status_says_when_it_is_unloaded(
         assert "unloads_in" not in other
 
 
+async def test_the_status_says_how_long_ago_it_was_unloaded(make_app: MakeApp) -> None:
+    async with client_of(app_of(make_app, 0.01)) as client:
+        await chat(client)
+        await reached(client, ["unloaded", "unloaded"])
+        main, other = (await client.get("/v1/status")).json()["models"]
+        assert 0 <= main["idle_unloaded_ago"] < LONG
+        assert "idle_unloaded_ago" not in other
+    async with client_of(app_of(make_app, None)) as client:
+        await load(client)
+        await unload(client)  # because somebody asked for it
+        main, _ = (await client.get("/v1/status")).json()["models"]
+        assert main["state"] == "unloaded" and "idle_unloaded_ago" not in main
+
+
 async def test_a_swap_ends_the_time(make_app: MakeApp, engines: FakeEngines) -> None:
     app = app_of(make_app, 0.02)
     async with client_of(app) as client:

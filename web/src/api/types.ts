@@ -28,6 +28,8 @@ export interface ModelStatus {
   tiers?: Record<string, number>;
   draft?: string;
   plan?: string;
+  unloads_in?: number;
+  idle_unloaded_ago?: number;
 }
 
 export interface Passes {

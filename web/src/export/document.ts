@@ -6,6 +6,7 @@
 import { type Look, lookOf, nameOf } from "../paint/sources.ts";
 import type { AnswerTrace, Stretch } from "../paint/trace.ts";
 import { passViews, secondsOf, sentenceOf } from "../passes/figures.ts";
+import { several } from "../units.ts";
 import { STYLE, STYLE_CHECKSUM } from "./style.ts";
 
 export interface Exported {
@@ -98,7 +99,7 @@ function bars(trace: AnswerTrace): string {
     return `<g><title>${escape(sentenceOf(view))}</title>${parts.join("")}</g>`;
   });
   const seconds = views.reduce((sum, view) => sum + secondsOf(view.pass), 0);
-  const name = `${views.length} passes in ${seconds.toFixed(1)} s`;
+  const name = `${several(views.length, "pass")} in ${seconds.toFixed(1)} s`;
   return `<div class="bars"><svg role="img" aria-label="${name}" width="${width}" height="${most * UNIT}">${shapes.join("")}</svg></div>
 <p class="muted">${name}</p>`;
 }

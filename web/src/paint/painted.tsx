@@ -1,6 +1,7 @@
 /** Text of an answer with its paint, and the legend of the paint. */
 import type { JSX } from "preact";
 
+import { several } from "../units.ts";
 import { nameOf, type Share } from "./sources.ts";
 import type { Stretch } from "./trace.ts";
 
@@ -24,7 +25,7 @@ export function PaintedText({ stretches }: { stretches: readonly Stretch[] }): J
 export function Legend({ shares }: { shares: readonly Share[] }): JSX.Element {
   const total = shares.reduce((sum, own) => sum + own.count, 0);
   return (
-    <ul class="legend" aria-label={`${total} tokens by what proposed them`}>
+    <ul class="legend" aria-label={`${several(total, "token")} by what proposed ${total === 1 ? "it" : "them"}`}>
       {shares.map((own) => (
         <li key={own.source} data-source={own.source} data-count={own.count}>
           <span class={`look ${own.look}`}>{nameOf(own.source)}</span> {own.count} ({percent(own.share)})

@@ -31,6 +31,22 @@ const NAMES: Readonly<Record<string, string>> = {
   continued: "an earlier answer",
 };
 
+const MEANINGS: Readonly<Record<string, string>> = {
+  target: "not drafted",
+  subspec: "copies of its layers",
+  specexec: "a small model",
+  ngram: "as earlier in the text",
+  recycling: "what it ranked high before",
+  grammar: "the only way on",
+  prediction: "sent with the request",
+  continued: "begun before",
+};
+
+/** Return in a few words what a source is; "" if that is not known. */
+export function meaningOf(source: string): string {
+  return Object.hasOwn(MEANINGS, source) ? MEANINGS[source]! : "";
+}
+
 /** Return the look of a source. Drafts that are not known here share one. */
 export function lookOf(source: string): Look {
   return Object.hasOwn(FIXED, source) ? FIXED[source]! : "draft-4";

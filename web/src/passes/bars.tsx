@@ -1,9 +1,11 @@
 /** A bar for each pass: its height is the number of tokens, in the looks of their sources. */
 import type { JSX } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useRef } from "preact/hooks";
 
 import { type Look, lookOf } from "../paint/sources.ts";
-import type { PassView } from "./figures.ts";
+import { countText } from "../units.ts";
+import { useAfterLayout } from "./after_layout.ts";
+import { type PassView, sentenceOf } from "./figures.ts";
 
 const MOST = 400; // bars that are drawn; the slider reaches the others
 
@@ -17,28 +19,32 @@ export function Bars({ views, current, onChoose }: BarsProps): JSX.Element {
   const box = useRef<HTMLDivElement>(null);
   const most = Math.max(4, ...views.map((view) => view.tokens.length));
   const first = Math.max(0, Math.min(current - MOST / 2, views.length - MOST));
-  useEffect(() => {
-    const bar = box.current?.querySelector<HTMLElement>(".pass-bar.current");
-    if (bar && box.current) box.current.scrollLeft = bar.offsetLeft - box.current.clientWidth / 2;
-  }, [current, views.length]);
+  const showCurrent = (bars: HTMLElement): void => {
+    const bar = bars.querySelector<HTMLElement>(".pass-bar.current");
+    if (bar) bars.scrollLeft = bar.offsetLeft - bars.clientWidth / 2;
+  };
+  useAfterLayout(box, showCurrent, [current, views.length]);
   return (
-    <div class="pass-bars" ref={box} aria-hidden="true">
-      {views.slice(first, first + MOST).map((view, place) => (
-        <div
-          key={first + place}
-          class={`pass-bar ${first + place === current ? "current" : ""} ${view.tokens.length ? "" : "prompt"}`}
-          title={`Pass ${view.pass.pass}: ${view.tokens.length || view.pass.own_rows} tokens`}
-          onClick={() => onChoose(first + place)}
-        >
-          {runsOf(view).map(({ look, count }, number) => (
-            <span
-              key={number}
-              class={look}
-              style={{ height: `${(100 * count) / most}%`, "--count": count }}
-            />
-          ))}
-        </div>
-      ))}
+    <div class="pass-chart" aria-hidden="true">
+      <span class="pass-most">{countText(most)}</span>
+      <div class="pass-bars" ref={box}>
+        {views.slice(first, first + MOST).map((view, place) => (
+          <div
+            key={first + place}
+            class={`pass-bar ${first + place === current ? "current" : ""} ${view.tokens.length ? "" : "prompt"}`}
+            title={sentenceOf(view)}
+            onClick={() => onChoose(first + place)}
+          >
+            {runsOf(view).map(({ look, count }, number) => (
+              <span
+                key={number}
+                class={look}
+                style={{ height: `${(100 * count) / most}%`, "--count": count }}
+              />
+            ))}
+          </div>
+        ))}
+      </div>
     </div>
   );
 }

@@ -1,6 +1,7 @@
 /** The passes of an answer in figures and sentences. */
 import type { AnswerTrace } from "../paint/trace.ts";
 import type { AnswerPass, TokenOrigin } from "../paint/types.ts";
+import { countText, secondsText, several } from "../units.ts";
 
 export interface PassView {
   pass: AnswerPass;
@@ -39,21 +40,46 @@ export function secondsOf({ pass_ms, draft_ms }: AnswerPass): number {
   return (pass_ms + draft_ms) / 1000;
 }
 
-/** Return what a pass did as a sentence. */
-export function sentenceOf({ pass }: PassView): string {
-  const time = `${number(secondsOf(pass) * 1000)} ms`;
-  const link = pass.link_bytes ? `, ${bytes(pass.link_bytes)} over the link` : "";
+/** The figures of all passes of an answer. */
+export interface Totals {
+  tokens: number;
+  /** Passes that emitted tokens. */
+  passes: number;
+  /** Tokens a pass; null while no pass has emitted any. */
+  each: number | null;
+}
+
+/** Return the figures of all passes of an answer. */
+export function totalsOf(views: readonly PassView[]): Totals {
+  const emitting = views.filter(({ tokens }) => tokens.length > 0);
+  const tokens = emitting.reduce((sum, view) => sum + view.tokens.length, 0);
+  return { tokens, passes: emitting.length, each: emitting.length ? tokens / emitting.length : null };
+}
+
+/** What a pass did, in words. */
+export interface PassWords {
+  /** Such as "Pass 3 brought 8 tokens". */
+  title: string;
+  details: string[];
+}
+
+/** Return what a pass did in words. */
+export function wordsOf({ pass }: PassView): PassWords {
+  const details = [secondsText(secondsOf(pass))];
+  if (pass.link_bytes) details.push(`${bytes(pass.link_bytes)} over the link`);
   if (pass.tokens === 0) {
-    return `Pass ${pass.pass} computed ${count(pass.own_rows, "token")} of the prompt in ${time}${link}.`;
+    return { title: `Pass ${pass.pass} computed ${several(pass.own_rows, "token")} of the prompt`, details };
   }
   const drafted = pass.nodes.length + pass.nodes_left_out;
   const accepted = pass.nodes.filter((node) => node.accepted).length;
-  const drafts = drafted ? `: ${accepted} of ${count(drafted, "drafted token")} accepted` : "";
-  return `Pass ${pass.pass} brought ${count(pass.tokens, "token")}${drafts}, in ${time}${link}.`;
+  if (drafted) details.unshift(`${countText(accepted)} of ${several(drafted, "drafted token")} accepted`);
+  return { title: `Pass ${pass.pass} brought ${several(pass.tokens, "token")}`, details };
 }
 
-function count(amount: number, what: string): string {
-  return `${amount} ${what}${amount === 1 ? "" : "s"}`;
+/** Return what a pass did as a sentence. */
+export function sentenceOf(view: PassView): string {
+  const { title, details } = wordsOf(view);
+  return `${title}: ${details.join(", ")}.`;
 }
 
 /** Return a number with about three digits. */

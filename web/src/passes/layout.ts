@@ -1,4 +1,4 @@
-/** Where the nodes of a draft tree are drawn: the accepted path straight on the first line. */
+/** Where the nodes of a draft tree are drawn: downwards, the accepted path straight on the first line. */
 import type { DraftNode, TokenOrigin } from "../paint/types.ts";
 
 export interface PlacedNode {
@@ -8,8 +8,8 @@ export interface PlacedNode {
   source: string;
   score: number;
   kind: "root" | "accepted" | "rejected" | "own";
-  column: number;
-  row: number;
+  level: number;
+  line: number;
   /** The placed parent; -1 for the root. */
   parent: number;
   children: number[];
@@ -17,13 +17,13 @@ export interface PlacedNode {
 
 export interface TreeLayout {
   nodes: PlacedNode[];
-  columns: number;
-  rows: number;
+  levels: number;
+  lines: number;
 }
 
 /**
- * Place a tree: columns are levels, and a node is on the line of its best child. Branches are on the
- * first line that is free.
+ * Place a tree. Its levels follow each other downwards, and a node is on the line of its best child.
+ * Branches are on the first line to the right that is free.
  *
  * @param own the model's own token after the accepted path, if the pass emitted one
  */
@@ -35,7 +35,7 @@ class Placing {
   readonly #placed: PlacedNode[] = [];
   readonly #children = new Map<number, number[]>();
   readonly #heights: number[];
-  readonly #used: number[] = []; // by column, the last line that is used
+  readonly #used: number[] = []; // by level, the last line that is used
 
   constructor(
     private readonly nodes: readonly DraftNode[],
@@ -55,36 +55,36 @@ class Placing {
   }
 
   place(before: string): TreeLayout {
-    const root = { index: -1, token: before, source: "", score: 0, kind: "root", column: 0, row: 0 } as const;
+    const root = { index: -1, token: before, source: "", score: 0, kind: "root", level: 0, line: 0 } as const;
     this.#walk(-1, this.#add({ ...root, parent: -1 }));
-    return { nodes: this.#placed, columns: this.#used.length, rows: Math.max(...this.#used) + 1 };
+    return { nodes: this.#placed, levels: this.#used.length, lines: Math.max(...this.#used) + 1 };
   }
 
   #add(node: Omit<PlacedNode, "children">): number {
     const number = this.#placed.push({ ...node, children: [] }) - 1;
     this.#placed[node.parent]?.children.push(number);
-    this.#used[node.column] = Math.max(this.#used[node.column] ?? 0, node.row);
+    this.#used[node.level] = Math.max(this.#used[node.level] ?? 0, node.line);
     return number;
   }
 
   /** Place what is below a node; `number` is its own place. */
   #walk(index: number, number: number): void {
-    const { column, row, kind } = this.#placed[number]!;
+    const { level, line, kind } = this.#placed[number]!;
     const below = this.#children.get(index) ?? [];
     const isEnd = kind !== "rejected" && !below.some((child) => this.nodes[child]!.accepted);
-    const at = { column: column + 1, parent: number };
+    const at = { level: level + 1, parent: number };
     if (isEnd && this.own !== null) {
       const { token, source } = this.own;
-      this.#add({ index: -2, token, source, score: 0, kind: "own", row, ...at });
+      this.#add({ index: -2, token, source, score: 0, kind: "own", line, ...at });
     }
     const isLineFree = !isEnd || this.own === null;
     const numbers = below.map((child, place) => {
       const { token, source, score, accepted } = this.nodes[child]!;
       const isFirst = place === 0 && isLineFree;
-      const used = this.#used.slice(column + 1, column + 1 + this.#heights[child]!);
-      const line = isFirst ? row : 1 + Math.max(row, ...used);
+      const used = this.#used.slice(level + 1, level + 1 + this.#heights[child]!);
+      const free = isFirst ? line : 1 + Math.max(line, ...used);
       const known = { index: child, token, source, score, kind: accepted ? "accepted" : "rejected" } as const;
-      const placed = this.#add({ ...known, row: line, ...at });
+      const placed = this.#add({ ...known, line: free, ...at });
       if (!isFirst) this.#walk(child, placed);
       return placed;
     });
@@ -99,10 +99,10 @@ function rank(nodes: readonly DraftNode[], first: number, second: number): numbe
 }
 
 const KEYS: Readonly<Record<string, "parent" | "child" | "previous" | "next">> = {
-  ArrowLeft: "parent",
-  ArrowRight: "child",
-  ArrowUp: "previous",
-  ArrowDown: "next",
+  ArrowUp: "parent",
+  ArrowDown: "child",
+  ArrowLeft: "previous",
+  ArrowRight: "next",
 };
 
 /** Return the node that an arrow key leads to; null for another key. */
@@ -113,10 +113,10 @@ export function neighbour({ nodes }: TreeLayout, at: number, key: string): numbe
   if (way === "parent") return Math.max(node.parent, 0);
   if (way === "child") return node.children[0] ?? at;
   const step = way === "next" ? 1 : -1;
-  const column = nodes
+  const level = nodes
     .map((other, number) => ({ ...other, number }))
-    .filter((other) => other.column === node.column)
-    .sort((first, second) => first.row - second.row);
-  const place = column.findIndex((other) => other.number === at);
-  return column[place + step]?.number ?? at;
+    .filter((other) => other.level === node.level)
+    .sort((first, second) => first.line - second.line);
+  const place = level.findIndex((other) => other.number === at);
+  return level[place + step]?.number ?? at;
 }

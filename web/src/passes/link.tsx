@@ -4,7 +4,8 @@ import { useEffect, useState } from "preact/hooks";
 
 import { getStream } from "../api/client.ts";
 import type { EngineStatus, ServerStatus } from "../api/types.ts";
-import { number } from "./figures.ts";
+import { Meter } from "../ui/meter.tsx";
+import { figureText } from "../units.ts";
 
 const AGAIN_MS = 3000;
 
@@ -32,7 +33,7 @@ async function watch(signal: AbortSignal, show: (engine: EngineStatus | null) =>
   }
 }
 
-const CAUSES = { copy: "weights", draft: "the draft", host: "the host" } as const;
+const CAUSES = { copy: "Waits for weights", draft: "Waits for the draft", host: "Waits for the host" } as const;
 
 export function Link({ engine }: { engine: EngineStatus | null }): JSX.Element {
   if (engine === null) return <p class="muted">No model is running.</p>;
@@ -40,34 +41,36 @@ export function Link({ engine }: { engine: EngineStatus | null }): JSX.Element {
   const limit = engine.link_limit_gbps;
   return (
     <div class="link">
+      <p class="muted">
+        {figureText(tokens_per_second)} tokens/s, {figureText(tokens_per_pass)} a pass, over the last seconds
+      </p>
       {limit > 0 ? (
-        <Gauge name="Link" value={link_gbps} most={limit} text={`${number(link_gbps)} of ${number(limit)} GB/s`} />
+        <Gauge
+          name="Weights over the link"
+          value={link_gbps}
+          most={limit}
+          text={`${figureText(link_gbps)} of ${figureText(limit)} GB/s`}
+        />
       ) : (
         <p class="muted">No weights travel: all are on the device.</p>
       )}
       {Object.entries(CAUSES).map(([cause, name]) => {
         const stalled = stall_seconds[cause as keyof typeof CAUSES];
         const share = seconds > 0 ? Math.min(1, stalled / seconds) : 0;
-        return (
-          <Gauge key={cause} name={`Waits for ${name}`} value={share} most={1} text={`${Math.round(100 * share)} %`} />
-        );
+        return <Gauge key={cause} name={name} value={share} most={1} text={`${Math.round(100 * share)} % of the time`} />;
       })}
-      <p class="muted">
-        {number(tokens_per_second)} tokens/s, {number(tokens_per_pass)} a pass, over the last seconds, for all requests
-      </p>
     </div>
   );
 }
 
+/** A figure against its most, as words above a bar. All bars are as wide as the panel. */
 function Gauge({ name, value, most, text }: { name: string; value: number; most: number; text: string }): JSX.Element {
   const share = Math.min(1, most > 0 ? value / most : 0);
   return (
     <div class="gauge" role="meter" aria-label={name} aria-valuemin={0} aria-valuemax={most} aria-valuenow={value} aria-valuetext={text}>
-      <span class="gauge-name">{name}</span>
-      <span class="gauge-bar">
-        <span style={{ width: `${100 * share}%` }} />
-      </span>
-      <span class="gauge-text">{text}</span>
+      <span>{name}</span>
+      <span class="amount">{text}</span>
+      <Meter share={share} />
     </div>
   );
 }

@@ -7,6 +7,7 @@ import { goOn, running, type Running } from "../../chat/generation.ts";
 import type { Answer, Figures, Message } from "../../chat/model.ts";
 import { IconButton, Button } from "../../ui/button.tsx";
 import { Menu } from "../../ui/menu.tsx";
+import { several } from "../../units.ts";
 import { answerAgain, keepInstead } from "./actions.ts";
 import { Branches } from "./branches.tsx";
 import { CopyButton } from "./copy_button.tsx";
@@ -133,7 +134,7 @@ function Ending({ answer, message, isLast }: AnswerProps & { answer: Answer }): 
 
 function FiguresView({ figures }: { figures: Figures }): JSX.Element {
   const parts = [
-    `${figures.tokens.toLocaleString("en")} tokens`,
+    several(figures.tokens, "token"),
     `${figures.tokensPerSecond.toFixed(1)} a second`,
     `${figures.tokensPerPass.toFixed(1)} a pass`,
   ];

@@ -7,10 +7,20 @@ import { openChat } from "../../chat/chats.ts";
 import { running, runningIn } from "../../chat/generation.ts";
 import { pathOf } from "../../chat/tree.ts";
 import { isPainting, setPainting, type Traced, traceOf } from "../../paint/traces.ts";
+import { Button } from "../../ui/button.tsx";
 import type { Passes } from "../../passes/panel.tsx";
+import { raceAnswer, savePainted } from "./trace_actions.ts";
 
 /** The message whose passes are shown, if one was chosen. */
 export const shownMessage = signal<string | null>(null);
+
+/** Return the message whose passes the panel shows, if it is open. */
+export function shownId(): string | undefined {
+  const path = pathOf(openChat.value);
+  const writing = runningIn(openChat.value.id)?.shown.peek().id;
+  const chosen = path.find(({ id }) => id === shownMessage.value)?.id;
+  return chosen ?? writing ?? path.findLast(({ answer }) => answer !== undefined)?.id;
+}
 
 type Shown = ComponentType<Parameters<typeof Passes>[0]>;
 
@@ -40,21 +50,12 @@ export function PassesPanel(): JSX.Element {
       () => setFailed(true),
     );
   }, []);
-  const path = pathOf(openChat.value);
-  const writing = runningIn(openChat.value.id)?.shown.peek().id;
-  const chosen = path.find(({ id }) => id === shownMessage.value)?.id;
-  const id = chosen ?? writing ?? path.findLast(({ answer }) => answer !== undefined)?.id;
+  const id = shownId();
+  const isWriting = id !== undefined && running.value.has(id);
+  const message = pathOf(openChat.value).find((own) => own.id === id);
   const traced = useSlowly(id === undefined ? null : traceOf(id));
   return (
     <>
-      <label class="check">
-        <input
-          type="checkbox"
-          checked={isPainting.value}
-          onChange={(event) => setPainting(event.currentTarget.checked)}
-        />
-        <span>Tint each token by what proposed it</span>
-      </label>
       {hasFailed && <p class="muted">This part of the page could not be loaded. Load the page again.</p>}
       {traced === null && (
         <p class="muted">
@@ -68,9 +69,23 @@ export function PassesPanel(): JSX.Element {
           key={id}
           trace={traced.trace}
           version={traced.version}
-          isStreaming={id !== undefined && running.value.has(id)}
+          isStreaming={isWriting}
         />
       )}
+      {message?.answer !== undefined && traced !== null && !isWriting && (
+        <div class="passes-actions">
+          <Button onClick={() => raceAnswer(message)}>Race it against plain decoding</Button>
+          <Button onClick={() => void savePainted(message)}>Save it as a page</Button>
+        </div>
+      )}
+      <label class="check">
+        <input
+          type="checkbox"
+          checked={isPainting.value}
+          onChange={(event) => setPainting(event.currentTarget.checked)}
+        />
+        <span>Tint each token by what proposed it</span>
+      </label>
     </>
   );
 }

@@ -2,19 +2,14 @@
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
-import { openChat } from "../../chat/chats.ts";
 import type { Message } from "../../chat/model.ts";
-import { bodyOf } from "../../chat/request.ts";
-import { pathTo } from "../../chat/tree.ts";
 import { canHighlight, paintMarkdown, paintPlain, unpaint } from "../../paint/highlight.ts";
 import { Legend } from "../../paint/painted.tsx";
 import { isPainting, traceOf } from "../../paint/traces.ts";
 import { Menu } from "../../ui/menu.tsx";
-import { toast } from "../../ui/toast.tsx";
-import { openRace } from "../race/prepared.ts";
-import type { RaceMessage } from "../race/question.ts";
 import { openPanel } from "./panels.ts";
-import { shownMessage } from "./passes_panel.tsx";
+import { shownId, shownMessage } from "./passes_panel.tsx";
+import { raceAnswer, savePainted } from "./trace_actions.ts";
 
 const PAINT_MS = 100; // between two changes of the tint, each of which the browser draws anew
 
@@ -24,6 +19,7 @@ export function Paint({ message }: { message: Message }): JSX.Element | null {
   const traced = traceOf(message.id);
   const isShown = isPainting.value && traced !== null;
   const trace = isShown ? traced.trace : null;
+  const isInPanel = openPanel.value === "passes" && shownId() === message.id; // which has the legend too
   useEffect(() => {
     const answer = place.current?.closest(".answer");
     if (!answer || trace === null || !canHighlight) return undefined;
@@ -53,7 +49,7 @@ export function Paint({ message }: { message: Message }): JSX.Element | null {
   }, [trace]);
   return (
     <div class="paint-legend" ref={place}>
-      {trace !== null && trace.tokens.length > 0 && <Legend shares={trace.shares()} />}
+      {trace !== null && trace.tokens.length > 0 && !isInPanel && <Legend shares={trace.shares()} />}
     </div>
   );
 }
@@ -63,11 +59,11 @@ export function TraceTools({ message }: { message: Message }): JSX.Element | nul
   if (!message.answer) return null;
   const isTraced = traceOf(message.id) !== null;
   const items = [
-    { name: "Race it against plain decoding", run: () => race(message) },
+    { name: "Race it against plain decoding", run: () => raceAnswer(message) },
     ...(isTraced
       ? [
           { name: "Show its passes", run: () => showPasses(message) },
-          { name: "Save it as a page", run: () => void save(message) },
+          { name: "Save it as a page", run: () => void savePainted(message) },
         ]
       : []),
   ];
@@ -77,29 +73,4 @@ export function TraceTools({ message }: { message: Message }): JSX.Element | nul
 function showPasses(message: Message): void {
   shownMessage.value = message.id;
   openPanel.value = "passes";
-}
-
-function messagesBefore(message: Message): RaceMessage[] {
-  const { sent } = message.answer!;
-  return bodyOf(pathTo(openChat.value, message.parent), sent, null)["messages"] as RaceMessage[];
-}
-
-function race(message: Message): void {
-  const { sent } = message.answer!;
-  openRace({
-    messages: messagesBefore(message),
-    fields: { ...sent.fields, ...(sent.model === null ? {} : { model: sent.model }) },
-  });
-}
-
-async function save(message: Message): Promise<void> {
-  const answer = message.answer!;
-  const traced = traceOf(message.id);
-  if (traced === null) return;
-  try {
-    const { saveAnswer } = await import("../../export/save.ts");
-    saveAnswer(messagesBefore(message), answer, traced.trace);
-  } catch {
-    toast({ text: "This part of the page could not be loaded. Load the page again." });
-  }
 }

@@ -10,7 +10,7 @@ import { Dialog } from "../../ui/dialog.tsx";
 import { Meter } from "../../ui/meter.tsx";
 import { countText, several } from "../../units.ts";
 import { type Action, asked, failures, load, unload, WAIT_FOR_ALL } from "./actions.ts";
-import { engineFigures, planParts, stateWords, stepShare, stepText, tiersText } from "./words.ts";
+import { engineFigures, idleSentence, planParts, stateWords, stepShare, stepText, tiersText } from "./words.ts";
 
 interface CardProps {
   model: ModelStatus;
@@ -41,6 +41,7 @@ export function ModelCard({ model, status }: CardProps): JSX.Element {
           ))}
         </dl>
       )}
+      {idleSentence(model) && <p class="muted small">{idleSentence(model)}</p>}
       <Progress model={model} />
       <Waiting model={model} status={status} />
       <Failure model={model} />

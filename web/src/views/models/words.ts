@@ -24,6 +24,16 @@ export function stateWords({ state, error }: ModelStatus): StateWords {
   return STATES[state];
 }
 
+/** Return what becomes of a model without requests; "" where nothing does. */
+export function idleSentence({ unloads_in, idle_unloaded_ago }: ModelStatus): string {
+  if (unloads_in !== undefined) {
+    return `Its memory is given back in ${secondsText(Math.max(1, Math.ceil(unloads_in)))} if no request comes.`;
+  }
+  if (idle_unloaded_ago === undefined) return "";
+  const ago = secondsText(Math.max(1, Math.floor(idle_unloaded_ago)));
+  return `Sleeping: its memory was given back ${ago} ago, as no request came. The next one loads it.`;
+}
+
 /** Return how far a load is: "packing: 3.1 GiB of 8 GiB, 1.2 GiB/s, about 4 s left". */
 export function stepText(step: LoadStep): string {
   const amount = step.unit === "bytes" ? sizeText : countText;

@@ -1,8 +1,10 @@
 /** One of the two answers of a race. */
 import { postStream } from "../../api/client.ts";
 import type { Chunk, Timings } from "../../api/types.ts";
+import { readComment } from "../../chat/waiting.ts";
 import { AnswerTrace } from "../../paint/trace.ts";
 import type { TracedChoice } from "../../paint/types.ts";
+import { several } from "../../units.ts";
 
 export class Lane {
   readonly trace = new AnswerTrace();
@@ -14,10 +16,16 @@ export class Lane {
 
   constructor(readonly isDrafted: boolean) {}
 
+  /** Return the passes that brought tokens. */
+  get passes(): number {
+    return this.timings?.passes ?? this.trace.passes.filter((pass) => pass.tokens > 0).length;
+  }
+
   /** Return the figures of the lane, as far as they are known. */
   get figures(): string {
-    const known = [`${this.ids.length} tokens`];
-    const passes = this.trace.passes.filter((pass) => pass.tokens > 0).length;
+    if (this.ids.length === 0 && !this.isOver) return "waiting for the first token";
+    const { passes } = this;
+    const known = [`${several(this.ids.length, "token")} in ${several(passes, "pass")}`];
     const each = this.timings?.tokens_per_pass ?? (passes ? this.ids.length / passes : null);
     if (each !== null) known.push(`${each.toFixed(1)} a pass`);
     if (this.timings) known.push(`${this.timings.predicted_per_second.toFixed(1)} tokens/s`);
@@ -35,7 +43,7 @@ export class Lane {
       ...(this.isDrafted ? {} : { speculation: { method: "none" } }),
     };
     for await (const item of postStream("v1/chat/completions", body, { signal })) {
-      if (item.kind === "comment") this.note = item.text;
+      if (item.kind === "comment") this.note = readComment(item.text)?.text ?? this.note;
       else this.#add(item.data as Chunk);
       onChange();
     }

@@ -9,10 +9,13 @@ import { Legend, PaintedText } from "../../paint/painted.tsx";
 import { announce } from "../../ui/announce.tsx";
 import { Button } from "../../ui/button.tsx";
 import { TextArea, TextField } from "../../ui/fields.tsx";
+import { several } from "../../units.ts";
 import { Lane } from "./lane.ts";
-import { prepared } from "./prepared.ts";
+import { type Prepared, prepared } from "./prepared.ts";
 import { questionOf, withQuestion } from "./question.ts";
-import { type Verdict, verdictOf } from "./verdict.ts";
+import { RaceProblem } from "./race_problem.tsx";
+import { seedProblem } from "./seed.ts";
+import { savingOf, type Verdict, verdictOf } from "./verdict.ts";
 
 const MOST_TOKENS = 256;
 const FIRST_QUESTION = "What is Understudy?";
@@ -23,32 +26,41 @@ export function RaceView(): JSX.Element {
   const [seed, setSeed] = useState(String(given?.fields["seed"] ?? drawSeed()));
   const [lanes, setLanes] = useState<Lane[]>([]);
   const [, setVersion] = useState(0);
-  const [error, setError] = useState<string | null>(null);
+  const [failure, setFailure] = useState<unknown>(null);
   const running = useRef<AbortController | null>(null);
   const [isRunning, setRunning] = useState(false);
   useEffect(() => () => running.current?.abort(), []);
 
-  const seedError = /^\d{1,15}$/.test(seed) ? null : "A whole number of at most 15 digits is needed.";
+  const seedError = seedProblem(seed);
+  const canStart = seedError === null && question.trim() !== "" && !isRunning;
 
   const start = async (): Promise<void> => {
+    if (!canStart) return;
+    const given = prepared.peek();
     const stop = new AbortController();
     running.current = stop;
     const pair = [new Lane(true), new Lane(false)];
     const messages = withQuestion(given?.messages ?? [], question);
     const asked = { max_tokens: MOST_TOKENS, ...given?.fields, messages, seed: Number(seed) };
     setLanes(pair);
-    setError(null);
+    setFailure(null);
     setRunning(true);
     const count = (): void => setVersion((version) => version + 1);
     const draw = (): void => onNextFrame(count);
     try {
       await Promise.all(pair.map((lane) => lane.run(asked, stop.signal, draw)));
       announce(verdictOf(pair[0]!.ids, pair[1]!.ids).text);
-    } catch (failure) {
-      if (!isAbort(failure)) setError(failure instanceof Error ? failure.message : String(failure));
+    } catch (error) {
+      if (!isAbort(error)) setFailure(error);
       stop.abort(); // one lane alone is no race
     }
     setRunning(false);
+  };
+
+  const alone = (): void => {
+    const { model } = given?.fields ?? {};
+    prepared.value = model === undefined ? null : { messages: [], fields: { model } };
+    void start();
   };
 
   const [first, second] = lanes;
@@ -56,21 +68,24 @@ export function RaceView(): JSX.Element {
   const verdict = isOver ? verdictOf(first.ids, second.ids) : null;
   const longest = Math.max(1, ...lanes.map((lane) => lane.ids.length));
   return (
-    <main class="view race">
-      <div class="race-head">
+    <main class="view page race">
+      <header class="page-head">
         <h1>Race</h1>
         <p class="muted">
-          The same question with the same seed, answered twice at once: with drafted tokens, and without. The drafts
-          change the speed only.
+          One question is answered twice at once, with the same seed: with drafts, and without. Both answers share the
+          passes of one engine, so compare how many tokens a pass brings each of them. Their tokens are compared one by
+          one.
         </p>
+      </header>
+      <div class="race-head">
         <form
           class="race-form"
           onSubmit={(event) => {
             event.preventDefault();
-            if (seedError === null && !isRunning) void start();
+            void start();
           }}
         >
-          <TextArea label="Question" value={question} rows={2} onInput={setQuestion} />
+          <TextArea label="Question" value={question} rows={2} hint={hintOf(given)} onInput={setQuestion} />
           <TextField label="Seed" value={seed} inputMode="numeric" error={seedError} onInput={setSeed} />
           <div class="row">
             {isRunning ? (
@@ -78,7 +93,7 @@ export function RaceView(): JSX.Element {
                 Stop
               </Button>
             ) : (
-              <Button kind="primary" type="submit" disabled={question.trim() === "" || seedError !== null}>
+              <Button kind="primary" type="submit" disabled={!canStart}>
                 Start the race
               </Button>
             )}
@@ -87,10 +102,8 @@ export function RaceView(): JSX.Element {
             </Button>
           </div>
         </form>
-        {error !== null && (
-          <p class="field-error" role="alert">
-            {error} Try the race again.
-          </p>
+        {failure !== null && (
+          <RaceProblem error={failure} onAgain={() => void start()} onAlone={given === null ? undefined : alone} />
         )}
         {verdict !== null && <Outcome verdict={verdict} lanes={lanes} />}
       </div>
@@ -105,12 +118,17 @@ export function RaceView(): JSX.Element {
   );
 }
 
+/** Say what belongs to a question that comes from a chat. */
+function hintOf(given: Prepared | null): string | undefined {
+  const before = (given?.messages.length ?? 0) - 1;
+  return before > 0 ? `It is asked after the ${several(before, "message")} of its chat.` : undefined;
+}
+
 function Outcome({ verdict, lanes }: { verdict: Verdict; lanes: readonly Lane[] }): JSX.Element {
-  const [fast, slow] = lanes.map((lane) => lane.timings?.tokens_per_pass ?? 0);
+  const [drafted, plain] = lanes.map((lane) => lane.passes);
   return (
     <p class={`verdict ${verdict.isSame ? "same" : "other"}`} data-testid="verdict">
-      <strong>{verdict.text}</strong>.
-      {fast && slow ? ` With drafts a pass brought ${(fast / slow).toFixed(1)} times as many tokens.` : ""}
+      <strong>{verdict.text}</strong>. {savingOf(drafted!, plain!)}
     </p>
   );
 }

@@ -1,4 +1,6 @@
-/** Whether two answers are identical. */
+/** Whether two answers are identical, and how many passes each of them took. */
+import { countText, several } from "../../units.ts";
+
 export interface Verdict {
   isSame: boolean;
   text: string;
@@ -9,7 +11,14 @@ export function verdictOf(first: readonly number[], second: readonly number[]): 
   const most = Math.max(first.length, second.length);
   let same = 0;
   while (same < most && first[same] === second[same]) same++;
-  const text = `identical: ${same} of ${most} tokens`;
+  const text = `identical: ${countText(same)} of ${several(most, "token")}`;
   if (same === most) return { isSame: true, text };
   return { isSame: false, text: `${text}; they differ from there on, which only numerics: fast allows` };
+}
+
+/** Return what the drafts have saved; "" where they saved nothing. */
+export function savingOf(drafted: number, plain: number): string {
+  if (drafted === 0 || plain <= drafted) return "";
+  const times = Number((plain / drafted).toFixed(1));
+  return `With drafts it took ${several(drafted, "pass")} instead of ${countText(plain)}: ${times} times fewer.`;
 }

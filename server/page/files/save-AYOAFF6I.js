@@ -1,4 +1,4 @@
-import{a as $}from"./chunk-PQKNQGZ7.js";import{a as u,c as k,d as x}from"./chunk-7QP63L2A.js";import{b as f,c as h}from"./chunk-T42MM2B5.js";import"./chunk-SQE76S5B.js";var w=`
+import{a as u}from"./chunk-PQKNQGZ7.js";import{a as x,c as $,f as w}from"./chunk-QLLSVKGL.js";import{c as f,d as h}from"./chunk-YY34DL5M.js";import{e as k}from"./chunk-QKH4YY6X.js";import"./chunk-SQE76S5B.js";var y=`
 :root{color-scheme:light dark;--text:light-dark(#26231e,#ebe7de);--paper:light-dark(#fbfaf7,#1a1917);--muted:light-dark(#69645a,#a8a298);--line:light-dark(#e3dfd5,#383632)}
 body{margin:0;background:var(--paper);color:var(--text);font:100%/1.6 ui-sans-serif,system-ui,sans-serif}
 main{max-width:46rem;margin:0 auto;padding:2rem 1rem}
@@ -25,7 +25,7 @@ dd{margin:0}
 .continued{--c:light-dark(#ebe8e0,#33312d);--l:light-dark(#69645a,#a8a298)}
 .look:not(.plain){background:var(--c);text-decoration-color:var(--l)}
 rect{fill:var(--l,var(--muted));stroke:var(--paper)}
-`,y="EoI3WF+FwSxJMwGBaYZ/waXzjvsNzfBKY4WG3NI3Yl0=";function S({messages:t,trace:e,model:r,figures:s,date:a}){let i=`Answer of ${r}`,l=`default-src 'none'; style-src 'sha256-${y}'; base-uri 'none'; form-action 'none'`,o=t.map(c=>p(c.role,`<p class="text">${n(c.content)}</p>`)),d=e.text("reasoning")?p("reasoning",v(e.stretches("reasoning"))):"";return`<!doctype html>
+`,v="EoI3WF+FwSxJMwGBaYZ/waXzjvsNzfBKY4WG3NI3Yl0=";function T({messages:t,trace:e,model:r,figures:s,date:a}){let i=`Answer of ${r}`,l=`default-src 'none'; style-src 'sha256-${v}'; base-uri 'none'; form-action 'none'`,o=t.map(c=>p(c.role,`<p class="text">${n(c.content)}</p>`)),d=e.text("reasoning")?p("reasoning",b(e.stretches("reasoning"))):"";return`<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -34,7 +34,7 @@ rect{fill:var(--l,var(--muted));stroke:var(--paper)}
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 <title>${n(i)}</title>
-<style>${w}</style>
+<style>${y}</style>
 </head>
 <body>
 <main>
@@ -43,15 +43,15 @@ rect{fill:var(--l,var(--muted));stroke:var(--paper)}
 ${o.join(`
 `)}
 ${d}
-${p("assistant",v(e.stretches("content")))}
+${p("assistant",b(e.stretches("content")))}
 <h2>Where the tokens come from</h2>
-${O(e)}
+${j(e)}
 <h2>Passes</h2>
 <p class="muted">Each bar is a forward pass of the model; its height is the number of tokens that it brought.</p>
-${F(e)}
+${I(e)}
 <dl>${s.map(([c,m])=>`<div><dt>${n(c)}</dt><dd>${n(m)}</dd></div>`).join("")}</dl>
 </main>
 </body>
 </html>
-`}function n(t){let e={"&":"&amp;","<":"&lt;",">":"&gt;",'"':"&quot;","'":"&#39;"};return t.replace(/[&<>"']/g,r=>e[r]).replace(/[\0-\x08\x0b-\x1f\x7f]/g,"�")}function p(t,e){return`<section class="message"><h2>${n(t)}</h2>${e}</section>`}function E(t,e){return t==="plain"?n(e):`<span class="look ${t}">${n(e)}</span>`}function v(t){return`<p class="text">${t.map(e=>E(e.look,e.text)).join("")}</p>`}function O(t){return`<ul>${t.shares().map(({source:r,look:s,count:a,share:i})=>{let l=`${a} (${Math.round(100*i)} %)`;return`<li><span class="look ${s}">${n(h(r))}</span> ${l}</li>`}).join("")}</ul>`}var j=10,b=13,g=7;function F(t){let e=u(t),r=Math.max(1,...e.map(o=>o.tokens.length)),s=Math.max(1,e.length*b),a=e.map((o,d)=>{let c=o.tokens.map((m,T)=>{let A=(r-1-T)*g;return`<rect class="${f(m.source)}" x="${d*b}" y="${A}" width="${j}" height="${g}"/>`});return`<g><title>${n(x(o))}</title>${c.join("")}</g>`}),i=e.reduce((o,d)=>o+k(d.pass),0),l=`${e.length} passes in ${i.toFixed(1)} s`;return`<div class="bars"><svg role="img" aria-label="${l}" width="${s}" height="${r*g}">${a.join("")}</svg></div>
-<p class="muted">${l}</p>`}function H(t,e,r){let s=e.model??"a model",a=new Date,i=S({messages:t.map(({role:l,content:o})=>({role:String(l),content:I(o)})),trace:r,model:s,date:a,figures:Y(e)});$(`${z(s)}-${a.toISOString().slice(0,10)}.html`,i,"text/html")}function I(t){return typeof t=="string"?t:""}function Y({figures:t,fingerprint:e}){let r=[];return t!==null&&(r.push(["Tokens",String(t.tokens)]),r.push(["Tokens a second",t.tokensPerSecond.toFixed(1)]),r.push(["Tokens a pass",t.tokensPerPass.toFixed(1)]),t.seed!==null&&r.push(["Seed",String(t.seed)])),e!==null&&r.push(["Fingerprint",e]),r}function z(t){return t.replace(/[^\w.-]+/g,"-").slice(0,60)}export{H as saveAnswer};
+`}function n(t){let e={"&":"&amp;","<":"&lt;",">":"&gt;",'"':"&quot;","'":"&#39;"};return t.replace(/[&<>"']/g,r=>e[r]).replace(/[\0-\x08\x0b-\x1f\x7f]/g,"�")}function p(t,e){return`<section class="message"><h2>${n(t)}</h2>${e}</section>`}function O(t,e){return t==="plain"?n(e):`<span class="look ${t}">${n(e)}</span>`}function b(t){return`<p class="text">${t.map(e=>O(e.look,e.text)).join("")}</p>`}function j(t){return`<ul>${t.shares().map(({source:r,look:s,count:a,share:i})=>{let l=`${a} (${Math.round(100*i)} %)`;return`<li><span class="look ${s}">${n(h(r))}</span> ${l}</li>`}).join("")}</ul>`}var F=10,S=13,g=7;function I(t){let e=x(t),r=Math.max(1,...e.map(o=>o.tokens.length)),s=Math.max(1,e.length*S),a=e.map((o,d)=>{let c=o.tokens.map((m,A)=>{let E=(r-1-A)*g;return`<rect class="${f(m.source)}" x="${d*S}" y="${E}" width="${F}" height="${g}"/>`});return`<g><title>${n(w(o))}</title>${c.join("")}</g>`}),i=e.reduce((o,d)=>o+$(d.pass),0),l=`${k(e.length,"pass")} in ${i.toFixed(1)} s`;return`<div class="bars"><svg role="img" aria-label="${l}" width="${s}" height="${r*g}">${a.join("")}</svg></div>
+<p class="muted">${l}</p>`}function q(t,e,r){let s=e.model??"a model",a=new Date,i=T({messages:t.map(({role:l,content:o})=>({role:String(l),content:Y(o)})),trace:r,model:s,date:a,figures:z(e)});u(`${C(s)}-${a.toISOString().slice(0,10)}.html`,i,"text/html")}function Y(t){return typeof t=="string"?t:""}function z({figures:t,fingerprint:e}){let r=[];return t!==null&&(r.push(["Tokens",String(t.tokens)]),r.push(["Tokens a second",t.tokensPerSecond.toFixed(1)]),r.push(["Tokens a pass",t.tokensPerPass.toFixed(1)]),t.seed!==null&&r.push(["Seed",String(t.seed)])),e!==null&&r.push(["Fingerprint",e]),r}function C(t){return t.replace(/[^\w.-]+/g,"-").slice(0,60)}export{q as saveAnswer};
