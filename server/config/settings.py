@@ -15,7 +15,7 @@ FILE_NAME = "understudy.yaml"
 PREFIX = "UNDERSTUDY_"
 
 LONGEST_S = 366 * 86_400
-Seconds = Annotated[float, Field(ge=0.001, le=LONGEST_S)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
 
 
 def _words(value: object) -> object:

@@ -6,6 +6,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { openChat } from "../../chat/chats.ts";
 import { running, runningIn } from "../../chat/generation.ts";
 import { pathOf } from "../../chat/tree.ts";
+import { Legend } from "../../paint/painted.tsx";
 import { isPainting, setPainting, type Traced, traceOf } from "../../paint/traces.ts";
 import type { Passes } from "../../passes/panel.tsx";
 
@@ -44,7 +45,11 @@ export function PassesPanel(): JSX.Element {
   const writing = runningIn(openChat.value.id)?.shown.peek().id;
   const chosen = path.find(({ id }) => id === shownMessage.value)?.id;
   const id = chosen ?? writing ?? path.findLast(({ answer }) => answer !== undefined)?.id;
-  const traced = useSlowly(id === undefined ? null : traceOf(id));
+  const message = path.find((own) => own.id === id);
+  const traced = useSlowly(message === undefined ? null : traceOf(message));
+  const isWriting = id !== undefined && running.value.has(id);
+  // of an answer that was written before the page was opened, only the paint is kept
+  const hasPasses = traced !== null && (isWriting || traced.trace.passes.length > 0);
   return (
     <>
       <label class="check">
@@ -56,19 +61,20 @@ export function PassesPanel(): JSX.Element {
         <span>Tint each token by what proposed it</span>
       </label>
       {hasFailed && <p class="muted">This part of the page could not be loaded. Load the page again.</p>}
-      {traced === null && (
+      {traced !== null && !hasPasses && <Legend shares={traced.trace.shares()} />}
+      {!hasPasses && (
         <p class="muted">
           {id === undefined
             ? "Ask something: this shows how the answer comes about."
             : "The passes of this answer are not known: they are kept only while the page is open."}
         </p>
       )}
-      {Content !== null && traced !== null && (
+      {Content !== null && traced !== null && hasPasses && (
         <Content
           key={id}
           trace={traced.trace}
           version={traced.version}
-          isStreaming={id !== undefined && running.value.has(id)}
+          isStreaming={isWriting}
         />
       )}
     </>

@@ -1,4 +1,4 @@
-import{a as $}from"./chunk-PQKNQGZ7.js";import{a as u,c as k,d as x}from"./chunk-7QP63L2A.js";import{b as f,c as h}from"./chunk-T42MM2B5.js";import"./chunk-SQE76S5B.js";var w=`
+import{a as $}from"./chunk-RJDOKPY2.js";import{a as u,c as k,d as x}from"./chunk-7QP63L2A.js";import{b as f,c as h}from"./chunk-X5JR4VHL.js";import"./chunk-SQE76S5B.js";var w=`
 :root{color-scheme:light dark;--text:light-dark(#26231e,#ebe7de);--paper:light-dark(#fbfaf7,#1a1917);--muted:light-dark(#69645a,#a8a298);--line:light-dark(#e3dfd5,#383632)}
 body{margin:0;background:var(--paper);color:var(--text);font:100%/1.6 ui-sans-serif,system-ui,sans-serif}
 main{max-width:46rem;margin:0 auto;padding:2rem 1rem}
