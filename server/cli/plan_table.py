@@ -116,7 +116,7 @@ def _users_note(own: "Forecast") -> str:
     """Return a note on the users of the second speed, who may be fewer than were asked about."""
     if own.users_asked <= own.users:
         return "together"
-    others = _users(own.users_asked - own.users)
+    others = own.users_asked - own.users
     return f"together: as many as run at once; {others} more wait for their turn"
 
 

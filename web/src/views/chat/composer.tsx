@@ -19,7 +19,7 @@ export async function addFiles(list: Iterable<File>): Promise<void> {
   const names = new Set(texts.map((file) => file.name));
   const others = draftOf(chat).files.filter((file) => !names.has(file.name));
   changeDraft(chat, { files: [...others, ...texts] });
-  if (refused.length > 0) toast({ text: refused.join(" ") });
+  if (refused.length > 0) toast({ text: refused.join("\n") });
 }
 
 export function Composer(): JSX.Element {
