@@ -2,6 +2,7 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 
+import type { Model } from "../../api/types.ts";
 import { changeSettings, openChat } from "../../chat/chats.ts";
 import type { Settings } from "../../chat/model.ts";
 import { parseSchema, parseTools, SettingError } from "../../chat/request.ts";
@@ -15,7 +16,8 @@ const TOOLS_EXAMPLE = '[{"name": "get_weather", "description": "…", "parameter
 
 export function Parameters(): JSX.Element {
   const { settings } = openChat.value;
-  const usual = modelOf(settings.model)?.sampling ?? {};
+  const model = modelOf(settings.model);
+  const usual = model?.sampling ?? {};
   return (
     <div class="parameters">
       <TextArea
@@ -43,7 +45,7 @@ export function Parameters(): JSX.Element {
         label="Longest answer, in tokens"
         name="maxTokens"
         least={1}
-        placeholder={usual.max_tokens ? `at most ${countText(usual.max_tokens)}` : "as long as the model likes"}
+        placeholder={lengthText(model)}
       />
       <OptionalNumber
         label="Seed"
@@ -117,6 +119,12 @@ function OptionalSlider({ label, name, max, usual, hint }: SliderProps): JSX.Ele
       )}
     </div>
   );
+}
+
+/** Return how long answers are without a limit of the user's. */
+function lengthText(model: Model | undefined): string {
+  const limit = model?.sampling?.max_tokens;
+  return limit ? `at most ${countText(Math.min(limit, model.max_model_len ?? limit))}` : "as long as the model likes";
 }
 
 function defaultText(usual: number | undefined): string {
