@@ -97,8 +97,9 @@ def refusal_text(
     note = ""
     if field not in given:
         note = " (not given: as this machine has it)"
-    elif is_device:
-        note = " (of which the driver keeps some)"
+    elif limit.key == "memory.device":
+        keeper = "driver" if is_device else "page cache"
+        note = f" (of which the {keeper} keeps some)"
     return f"{shown(field)}{note}: {error.problem}", field
 
 

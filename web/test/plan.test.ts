@@ -5,7 +5,7 @@ import type { PlanAnswer, PlanPlaces } from "../src/views/plan/answer.ts";
 import { barSentence, barsOf, fillText, isEnlarged, placed, usedBytes } from "../src/views/plan/bars.ts";
 import { canTry, gainWords, withGain } from "../src/views/plan/gains.ts";
 import { Latest, type Outcome } from "../src/views/plan/latest.ts";
-import { commandOf, figureOf, figuresFor, machineFrom, presentFigure, queryOf, slidersFor, stepAt } from "../src/views/plan/sliders.ts";
+import { commandOf, figureOf, figuresFor, inSliderWords, machineFrom, presentFigure, queryOf, slidersFor, stepAt } from "../src/views/plan/sliders.ts";
 import { countText, figureText, secondsText, several, sizeText } from "../src/units.ts";
 
 const GIB = 2 ** 30;
@@ -167,6 +167,11 @@ test("the command has the figures that were asked", () => {
   const want =
     "understudy plan 'it'\\''s' --device-memory 8GiB --ram 1610612736 --link-gbps 12.5 --disk-gbps 3 --device-gbps 900 --users 4";
   assert.equal(commandOf("it's", figures), want);
+});
+
+test("refusals name the sliders", () => {
+  const message = "m does not fit. 'device_memory' (of which the driver keeps some): 'ram' and 'other' stay.";
+  assert.equal(inSliderWords(message), "m does not fit. “Device memory” (of which the driver keeps some): “RAM” and 'other' stay.");
 });
 
 test("an address carries the machine that is planned for", () => {

@@ -24,7 +24,12 @@ GIVEN = ("device_memory", "ram")
             "'device_memory' (not given: as this machine has it): ",
             "device_memory",
         ),
-        (Limit("memory.device", is_set=False, is_ram=True), ("ram",), "'ram': ", "ram"),
+        (
+            Limit("memory.device", is_set=False, is_ram=True),
+            ("ram",),
+            "'ram' (of which the page cache keeps some): ",
+            "ram",
+        ),
         (Limit("memory.ram", is_set=False, is_ram=True), ("ram",), "'ram': ", "ram"),
         (
             Limit("memory.ram", is_set=False, is_ram=True),

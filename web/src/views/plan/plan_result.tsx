@@ -70,6 +70,7 @@ function BarView({ bar }: { bar: Bar }): JSX.Element {
           </rect>
         ))}
       </svg>
+      {isEnlarged(bar) && <p class="small muted">{enlargedText(bar)}</p>}
       <ul class="memory-legend">
         {bar.parts.map(({ kind, name, nbytes, note }) => (
           <li key={name}>
@@ -80,7 +81,6 @@ function BarView({ bar }: { bar: Bar }): JSX.Element {
           </li>
         ))}
       </ul>
-      {isEnlarged(bar) && <p class="small muted">{enlargedText(bar)}</p>}
       {bar.remark && <p class="small muted">{bar.remark}</p>}
     </div>
   );

@@ -70,6 +70,13 @@ export function slidersFor(kind: MachineKind, answer: PlanAnswer | null): Slider
   return [SLIDERS.ram, ...(hasLink ? [SLIDERS.link_gbps] : []), SLIDERS.disk_gbps, SLIDERS.users];
 }
 
+/** Return the server's words with the names that the sliders have for fields. */
+export function inSliderWords(message: string): string {
+  return message.replace(/'([a-z_]+)'/g, (whole, field: string) =>
+    Object.hasOwn(SLIDERS, field) ? `“${SLIDERS[field as FigureName].label}”` : whole,
+  );
+}
+
 /** Return the figures that are sent for a machine. A card needs its size to be one. */
 export function figuresFor(kind: MachineKind, asked: Asked): Asked {
   if (kind === "card") return { device_memory: DEFAULT_CARD, ...asked };

@@ -8,7 +8,7 @@ import { figureText } from "../../units.ts";
 import type { Asked, FigureName, PlanAnswer } from "./answer.ts";
 import { go, hashOf, route } from "../../router.ts";
 import { Latest } from "./latest.ts";
-import { figuresFor, machineFrom, type MachineKind, queryOf } from "./sliders.ts";
+import { figuresFor, inSliderWords, machineFrom, type MachineKind, queryOf } from "./sliders.ts";
 
 const DELAY_MS = 300; // for which a slider has to rest
 
@@ -89,7 +89,7 @@ export function speedSentence({ model_id: model, forecast }: PlanAnswer): string
 }
 
 function problemOf(error: unknown): { text: string; doesNotFit: boolean } {
-  if (error instanceof ApiError) return { text: error.message, doesNotFit: error.code === "does_not_fit" };
+  if (error instanceof ApiError) return { text: inSliderWords(error.message), doesNotFit: error.code === "does_not_fit" };
   if (error instanceof ConnectionError) return { text: error.message, doesNotFit: false };
   throw error;
 }
