@@ -116,8 +116,7 @@ def _users_note(own: "Forecast") -> str:
     """Return a note on the users of the second speed, who may be fewer than were asked about."""
     if own.users_asked <= own.users:
         return "together"
-    others = own.users_asked - own.users
-    return f"together: as many as run at once; {others} more wait for their turn"
+    return f"together; the other {own.users_asked - own.users} wait"
 
 
 def assumption_rows(found: "Preview") -> list[Row]:

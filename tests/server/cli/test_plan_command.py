@@ -200,7 +200,7 @@ def test_users_beyond_those_that_run_at_once_are_told_to_wait(
     assert main.main(["plan", *asked]) == 0
     out = capsys.readouterr().out
     others = 500 - forecast["users"]
-    assert f"together: as many as run at once; {others} more wait for their turn" in out
+    assert f"together; the other {others} wait" in out
 
 
 def test_a_model_that_cannot_fit_ends_with_2_and_the_reason(capsys: Capture, folder: Path) -> None:
