@@ -340,7 +340,7 @@ class PassStats:
     accepted: int  # tokens emitted
     draft_ms: float  # drafting before the pass
     pass_ms: float
-    link_gbps: float  # bytes that travelled, divided by the time of the pass
+    link_gbps: float  # bytes that travelled, divided by the time of drafting and pass
     free_pages: int = 0
     waiting: int = 0
     prompt_rows: int = 0  # of `rows`
@@ -350,6 +350,7 @@ class PassStats:
     copy_stall_ms: float = 0.0  # of the pass, spent waiting for weights
     host_ms: float = 0.0  # of the whole step, outside draft, layers and head
     link_bytes: int = 0
+    link_ms: float = 0.0  # in which these bytes travelled; the link was idle in the rest
     undrafted: int = 0  # decoding sequences without a draft, because it would not pay
     states: StateStats | None = None  # None: there are no recurrent layers
 

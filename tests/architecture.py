@@ -96,12 +96,12 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
     ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`
     ("server.cli.commands", "engine.streaming.packed"),
-    ("server.cli.commands", "engine.planning.plan"),  # `understudy plan`
-    ("server.cli.commands", "engine.planning.preview"),
+    ("server.cli.commands", "engine.planning.preview"),  # `understudy plan`
+    ("server.cli.commands", "engine.planning.refusal"),
     ("server.cli.plan_table", "engine.*"),
     ("server.cli.doctor", "engine.planning.checkup"),
-    ("server.models.plan_worker", "engine.planning.plan"),  # `POST /v1/plan`
-    ("server.models.plan_worker", "engine.planning.preview"),
+    ("server.models.plan_worker", "engine.planning.preview"),  # `POST /v1/plan`
+    ("server.models.plan_worker", "engine.planning.refusal"),
     ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
     ("server.config.model_file", "engine.drafting.method"),  # the facts in their files
     ("server.config.registry", "engine.drafting.method"),  # the settings of the chosen method

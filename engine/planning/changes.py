@@ -93,4 +93,5 @@ def _yaml(value: bool) -> str:
 
 
 def _gib(nbytes: int) -> str:
-    return f"{nbytes / GIB:.3g} GiB"
+    size = nbytes / GIB
+    return f"{size:.0f} GiB" if size >= 100 else f"{size:.3g} GiB"

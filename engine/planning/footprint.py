@@ -382,7 +382,7 @@ def _gathered_bytes(demand: Demand, slots: int) -> int:
 
 def size_text(num_bytes: float) -> str:
     """Return a number of bytes as text in binary units, such as "7.2 GiB"."""
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"
     return f"{num_bytes / 1024:.1f} KiB"

@@ -33,6 +33,7 @@ class Forecast:
 
     tokens_per_second: float  # of one user
     users: int  # of the next figure: as many as asked about, but no more than run at once
+    users_asked: int  # those beyond `users` wait for their turn
     tokens_per_second_all: float  # of all these users together
     first_token_seconds: float  # after a prompt of PROMPT tokens, or of the context if that is less
     tokens_per_pass: float  # of one user
@@ -81,7 +82,7 @@ def make_forecast(
         demand.tile,
         is_mixture=demand.experts is not None,
     )
-    users = min(users, plan.max_sequences)
+    users, users_asked = min(users, plan.max_sequences), users
     alone = max(_cycles(draft, machine, busy, 1), key=lambda cycle: cycle.rate(1))
     shared = max(_cycles(draft, machine, busy, users), key=lambda cycle: cycle.rate(users))
     prompt = min(PROMPT, demand.context_length)
@@ -90,6 +91,7 @@ def make_forecast(
     return Forecast(
         tokens_per_second=alone.rate(1),
         users=users,
+        users_asked=users_asked,
         tokens_per_second_all=shared.rate(users),
         first_token_seconds=sum(busy.seconds(machine, r) + HOST_SECONDS for r in passes),
         tokens_per_pass=alone.emitted,

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.planning.footprint import (
     DRAFT_STREAMS,
@@ -19,6 +18,7 @@ from engine.planning.footprint import (
     pass_rows,
     size_text,
 )
+from engine.planning.refusal import MORE_DEVICE, DoesNotFit, Limit, too_little
 from engine.planning.states import count_states, describe_states
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
@@ -35,10 +35,6 @@ HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequ
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
 SEQUENCE_PAGES = 2  # of a sequence at least: one for its tokens, one for a small tree
 SHORTEST_CONTEXT = 256  # tokens: with less KV than that, a model is not served
-
-
-class DoesNotFit(ModelError):
-    """The model cannot be served within the limits; the message says how much is missing."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ class _Planner:
             memory=memory,
         )
         if pages < self.fewest_pages:
-            raise DoesNotFit(self._refusal(on_device, limit, left))
+            raise self._refusal(on_device, limit, left)
         return self._with_host(on_device)
 
     def _other_bytes(self, wanted_pages: int) -> int:
@@ -290,24 +286,27 @@ class _Planner:
     def _bytes(self, units: Iterable[int]) -> int:
         return sum(self.units[i] for i in units)
 
-    def _refusal(self, plan: Plan, limit: int, left: int) -> str:
-        """Return the error text for a plan that leaves `left` of `limit` device bytes to KV."""
+    def _refusal(self, plan: Plan, most: int, left: int) -> DoesNotFit:
+        """Return the error for a plan that leaves only `left` of `most` device bytes to KV."""
+        asked, runtime = self.spec.memory.device, self.memory.device_runtime
+        making = plan.making_bytes if most < self.limit else 0  # of the same RAM
         kv = self.fewest_pages * self.demand.page_bytes
-        states, is_short = "", limit < self.limit
-        if plan.num_states:
-            found = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
-            size = size_text(plan.state_bytes)
-            states = f", {found} of recurrent layers {size} (fewer with a lower max_sequences)"
-        beside = f", while loading {size_text(plan.making_bytes)} of RAM" if is_short else ""
-        return (
-            f"memory.device: {size_text(limit)} is {size_text(kv - left)} too little. Needed: "
-            f"activations {size_text(plan.activation_bytes + plan.other_bytes)}, "
-            f"draft {size_text(plan.draft_bytes)}, "
-            f"ring of {plan.ring_slots} slots {size_text(plan.ring_bytes)}, "
-            f"resident units {size_text(plan.resident_bytes)}, KV of at least "
-            f"{self.fewest_pages * PAGE} tokens {size_text(kv)}{states}{beside}. "
-            "Raise memory.device, lower context_length or stream.slots, or choose a smaller draft."
-        )
+        states = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
+        needed = {
+            "runtime": runtime,
+            "what loading takes": making,
+            "activations": plan.activation_bytes + plan.other_bytes,
+            "draft": plan.draft_bytes,
+            f"ring of {plan.ring_slots} slots": plan.ring_bytes,
+            "resident units": plan.resident_bytes,
+            f"KV of at least {self.fewest_pages * PAGE} tokens": kv,
+            f"{states} of recurrent layers": plan.state_bytes,
+        }
+        problem = too_little(most + making + runtime, kv - left, needed)
+        fewer = " (fewer with a lower max_sequences)" if plan.num_states else ""
+        is_set = asked is not None and self.limit in (asked, asked - runtime)
+        limit = Limit("memory.device", is_set, is_ram=not self.memory.has_own_memory)
+        return DoesNotFit(limit, f"{problem}{fewer}. {MORE_DEVICE}")
 
     def _with_host(self, plan: Plan) -> Plan:
         """Return the plan with the contents of host memory. Raises `DoesNotFit`."""
@@ -351,9 +350,10 @@ class _Planner:
         away = {i for i, tier in enumerate(tiers) if tier != "resident"}
         total = self.demand.travelling_bytes(away) + loading
         if asked == "ram" and total > room:
+            problem = f"{size_text(room)} is {size_text(total - room)} too little for the streamed"
             raise DoesNotFit(
-                f"memory.ram: {size_text(room)} is {size_text(total - room)} too little for the "
-                "streamed units. Raise it, or set stream.tier to disk."
+                Limit("memory.ram", self.spec.memory.ram is not None, is_ram=True),
+                f"{problem} units. Raise it, or set stream.tier to disk in the model's file.",
             )
         # Where the device computes in RAM, all streamed units are on disk.
         has_ram_tier = self.memory.has_own_memory or self.spec.stream.simulate_gbps is not None

@@ -18,7 +18,7 @@ from engine.planning.changes import changes
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.footprint import size_text
 from engine.planning.forecast import USERS
-from engine.planning.machine import available_memory
+from engine.planning.machine import CPU_DEVICE_SHARE, RAM_SHARE, available_memory
 from engine.planning.plan import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
@@ -187,7 +187,8 @@ class _Planner:
         compiles = blueprint.compiles(has_own_memory=self.device.has_own_memory)
         memory = available_memory(self.device, compiles=compiles)  # after the measurements
         if asked.ram is not None:
-            device = memory.device if memory.has_own_memory else min(memory.device, asked.ram)
+            share = CPU_DEVICE_SHARE / RAM_SHARE  # of the RAM for weights, where it is the device
+            device = memory.device if memory.has_own_memory else int(asked.ram * share)
             memory = replace(memory, ram=asked.ram, device=device)
         # If the device computes in RAM, weights are streamed from the disk.
         asked_disk = asked.disk_gbps or (None if memory.has_own_memory else asked.link_gbps)

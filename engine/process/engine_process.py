@@ -35,6 +35,8 @@ log = logging.getLogger("understudy.engine")
 State = Literal["new", "loading", "ready", "restarting", "failed", "closed"]
 STABLE_STATES = ("ready", "failed", "closed")  # a load or restart is not in progress
 
+STARTING = "starting the engine process"  # the first step of each load
+
 DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
 EXIT_CODE_S = 1.0  # for the exit code, before requests fail without it
 SHUTDOWN_S = 5.0  # for the process to end by itself, before it is killed
@@ -238,6 +240,7 @@ class EngineProcess:
         spec = self._spec
         if self.info is not None and self.info.num_pages:
             spec = replace(spec, kv_pages=self.info.num_pages)
+        self._callbacks.progress(LoadProgress(STARTING, 0, 0))  # importing libraries takes seconds
         try:
             child = Child(self._target, spec, self._on_message)
         except OSError as error:

@@ -55,6 +55,7 @@ class Clock:
         compute = max(seconds - stall - ahead, 0.0)
         link = stats.busy_seconds - before.busy_seconds
         link_bytes = stats.bytes - before.bytes
+        own = stats.ram.seconds - before.ram.seconds, stats.disk.seconds - before.disk.seconds
         num_rows, prompt_rows = (
             len(rows.tokens),
             sum(entry.num_before_tree for entry in rows.entries),
@@ -73,7 +74,7 @@ class Clock:
             accepted=accepted,
             draft_ms=draft * 1e3,
             pass_ms=seconds * 1e3,
-            link_gbps=link_bytes / seconds / 1e9,
+            link_gbps=link_bytes / (draft + seconds) / 1e9,  # weights travel while drafting too
             free_pages=self._loaded.cache.num_free_pages,
             waiting=self._scheduler.num_waiting,
             prompt_rows=prompt_rows,
@@ -83,6 +84,7 @@ class Clock:
             copy_stall_ms=stall * 1e3,
             host_ms=max(self._seconds["verify"] - self._seconds["head"], 0.0) * 1e3,
             link_bytes=link_bytes,
+            link_ms=max(own) * 1e3,  # both links work at the same time
             undrafted=draft_stats.undrafted,
             states=self._loaded.cache.take_state_stats(),
         )

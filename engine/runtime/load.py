@@ -22,7 +22,14 @@ from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.malloc import give_back_freed
-from engine.messages import PREDICTION, Generate, ModelInfo, ReportProgress, SamplingParams
+from engine.messages import (
+    PREDICTION,
+    Generate,
+    LoadProgress,
+    ModelInfo,
+    ReportProgress,
+    SamplingParams,
+)
 from engine.model.decoder import Decoder
 from engine.planning import link_probe, probe
 from engine.planning.assumed import DISK_GBPS, Machine
@@ -115,6 +122,7 @@ def load(
     files = TargetFiles(spec, progress)
     files.device.use_compute_stream()
     files.log_remarks()
+    progress(LoadProgress("measuring this machine", 0, 0))
     measured = probe.pass_times(files, files.device)
     with name_shortage(files.device, "measuring its speed"):
         build, scheme = _choose_scheme(files, measured.rows)

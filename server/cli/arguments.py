@@ -2,13 +2,15 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from server.cli.suggest import did_you_mean
 from server.config.files import parse_size
+from server.schemas.plans import MAX_GBPS, MAX_SIZE, MAX_USERS, MIN_GBPS, MIN_SIZE
+from server.schemas.status import LONGEST_GRACE_S
 from server.version import version
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -60,6 +62,8 @@ The server is the one that runs on this machine for this user, or that of --url 
 UNDERSTUDY_URL. UNDERSTUDY_API_KEY is sent to servers with keys.
 """
 
+Number = TypeVar("Number", int, float)
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)  # `float` takes more than this
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SHELLS = ("bash", "zsh", "fish")
 LIST_MODELS = "models"  # instead of a shell: what the scripts call
@@ -165,7 +169,7 @@ def _add_serve(commands: Commands) -> None:
     )
     _add_config(serve)
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, help="port to listen on; 0 picks one (default: 8000)")
+    serve.add_argument("--port", type=_port, help="port to listen on; 0 picks one (default: 8000)")
     serve.add_argument(
         "--api-key",
         metavar="KEY",
@@ -250,20 +254,20 @@ def _add_plan(commands: Commands) -> None:
         "--ram", type=_size, metavar="SIZE", help="RAM for weights, for example 24GiB"
     )
     plan.add_argument(
-        "--link-gbps", type=_positive, metavar="B", help="GB/s at which weights reach the device"
+        "--link-gbps", type=_gbps, metavar="B", help="GB/s at which weights reach the device"
     )
     plan.add_argument(
-        "--disk-gbps", type=_positive, metavar="B", help="GB/s at which weights are read from disk"
+        "--disk-gbps", type=_gbps, metavar="B", help="GB/s at which weights are read from disk"
     )
     plan.add_argument(
         "--device-gbps",
-        type=_positive,
+        type=_gbps,
         metavar="B",
         help="GB/s of the memory of the card that --device-memory describes",
     )
     plan.add_argument(
         "--users",
-        type=int,
+        type=_users,
         default=8,
         metavar="N",
         help="concurrent users in the second forecast (default: 8)",
@@ -277,23 +281,33 @@ def _size(text: str) -> int:
         size = int(str(parse_size(text)))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1 MiB, and at most 1 PiB")
     return size
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be above zero and finite")
-    return value
+def _number(kind: Callable[[str], Number], least: float, most: float) -> Callable[[str], Number]:
+    """Return a function that reads an option's number, and refuses those outside the bounds."""
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text) if NUMBER.fullmatch(text) else None
+        except ValueError:  # a fraction where a whole number is wanted
+            value = None
+        if value is None:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be from {least:g} to {most:g}")
+        return value
+
+    return read
 
 
-def _seconds(text: str) -> float:
-    return 0.0 if text == "0" else _positive(text)
+_gbps = _number(float, MIN_GBPS, MAX_GBPS)
+_users = _number(int, 1, MAX_USERS)
+_port = _number(int, 0, 65535)
+_seconds = _number(float, 0, LONGEST_GRACE_S)
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

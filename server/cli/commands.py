@@ -19,7 +19,7 @@ from server.config.files import ConfigError, asked_folder, search_path
 from server.config.model_file import GGUF
 from server.config.registry import ModelEntry, Registry, make_entry, read_entries
 from server.metrics.load_speed import LoadMeter
-from server.models.plan_worker import as_json
+from server.models.plan_worker import as_json, refusal_text
 from server.sizes import size_text
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ def pull(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
 
 def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
     """Print where weights would be and how fast the model would run. Return 2 if it cannot fit."""
-    from engine.planning.plan import (
-        DoesNotFit,  # imports torch and transformers, which only this command needs
+    from engine.planning.preview import (
+        WhatIf,
+        preview,  # imports torch and transformers, which only this command needs
     )
-    from engine.planning.preview import WhatIf, preview
+    from engine.planning.refusal import DoesNotFit
     from server.cli import plan_table
 
     check_cache()
@@ -80,7 +81,9 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
     try:
         found = preview(entry.spec, what_if)
     except DoesNotFit as error:
-        console.line(f"understudy: {args.model} does not fit. {error}")
+        given = [name for name in ("device_memory", "ram") if getattr(args, name) is not None]
+        text, _ = refusal_text(error, given, lambda name: f"--{name.replace('_', '-')}")
+        console.line(f"understudy: {args.model} does not fit. {text}")
         return EXIT_DOES_NOT_FIT
     if args.json:
         print(as_json(found, entry, what_if))

@@ -67,7 +67,7 @@ class Conversation:
         if not word:
             self.seed = None
             return "each answer has a new seed"
-        if not word.isdecimal() or int(word) >= 2**64:
+        if not (word.isascii() and word.isdecimal()) or int(word) >= 2**64:
             raise RemoteError(f"{word!r} is not a seed; give a number below 2^64, or none")
         self.seed = int(word)
         return f"each answer has the seed {self.seed}"

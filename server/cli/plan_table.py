@@ -14,6 +14,7 @@ from rich.table import Table
 from engine.errors import escaped
 
 if TYPE_CHECKING:
+    from engine.planning.forecast import Forecast
     from engine.planning.plan import Plan
     from engine.planning.preview import Preview
 
@@ -102,9 +103,20 @@ def speed_rows(found: "Preview") -> list[Row]:
     prompt = min(PROMPT, found.scheme.demand.context_length)
     return [
         ("1 user", f"{own.tokens_per_second:.1f} tokens/s", cycle),
-        (f"{own.users} users", f"{own.tokens_per_second_all:.1f} tokens/s", "together"),
+        (_users(own.users), f"{own.tokens_per_second_all:.1f} tokens/s", _users_note(own)),
         ("first token", f"{own.first_token_seconds:.2f} s", f"of a prompt of {prompt:,} tokens"),
     ]
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
+
+
+def _users_note(own: "Forecast") -> str:
+    """Return a note on the users of the second speed, who may be fewer than were asked about."""
+    if own.users_asked <= own.users:
+        return "together"
+    return f"together; the other {own.users_asked - own.users} wait"
 
 
 def assumption_rows(found: "Preview") -> list[Row]:

@@ -35,6 +35,7 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
     match args.command:
         case "serve":
             signals.expect_server()
+            console.line("Starting the server.")  # importing its libraries takes seconds
             from server.cli.serve import serve
 
             return serve(args, os.environ, console, signals)

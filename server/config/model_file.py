@@ -31,11 +31,13 @@ DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 LARGEST_TEMPLATE = 1 << 20  # bytes of the largest .jinja file that is read
 
-Positive = Annotated[int, Field(ge=1)]
-Bytes = Annotated[Size, Field(ge=2**20)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Few = Annotated[int, Field(ge=1, le=4096)]  # of what each takes memory in every pass
+Bytes = Annotated[Size, Field(ge=2**20, le=2**50)]  # from 1 MiB to 1 PiB
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 LONGEST_IDLE_S = 366 * 86_400
+LONGEST_HOURS = 10 * 366 * 24.0
 
 
 def _device(value: str | None) -> str | None:
@@ -92,10 +94,10 @@ class DraftSection(Section):
     bits: Literal[4] = 4
     group: Literal[32, 64] = 32
     calibrate: bool = True
-    depth: Auto[Positive] = None
-    width: Auto[Positive] = None
-    branch: Auto[Positive] = None
-    budget: Auto[Positive] = None
+    depth: Auto[Few] = None
+    width: Auto[Few] = None
+    branch: Auto[Few] = None
+    budget: Auto[Few] = None
 
     @model_validator(mode="after")
     def _keys_go_with_the_method(self) -> Self:
@@ -125,12 +127,12 @@ class StreamSection(Section):
     """The key `stream`: where the target's weights are stored and how they reach the device."""
 
     tier: Auto[Tier] = None
-    resident: Auto[Annotated[int, Field(ge=0)]] = None
-    slots: Auto[Annotated[int, Field(ge=2)]] = None
+    resident: Auto[Annotated[int, Field(ge=0, le=2**31 - 1)]] = None
+    slots: Auto[Annotated[int, Field(ge=2, le=4096)]] = None
     packed: Auto[bool] = None
     coding: Literal["auto", "none"] = "auto"
-    simulate_gbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    recheck_hours: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24.0
+    simulate_gbps: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    recheck_hours: Annotated[float, Field(ge=0, le=LONGEST_HOURS)] = 24.0
 
 
 class SamplingSection(Section):
@@ -142,7 +144,7 @@ class SamplingSection(Section):
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Probability = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     min_p: Probability = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     presence_penalty: Penalty = 0.0
@@ -195,7 +197,7 @@ class ModelFile(Section):
     stream: StreamSection = StreamSection()
     numerics: Auto[Numerics] = None
     context_length: Auto[Positive] = None
-    max_sequences: Auto[Positive] = None
+    max_sequences: Auto[Few] = None
     prefix_cache: bool = True
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     sampling: SamplingSection = SamplingSection()

@@ -14,7 +14,8 @@ from server.config.files import Section, Size, check_section, read_yaml
 FILE_NAME = "understudy.yaml"
 PREFIX = "UNDERSTUDY_"
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LONGEST_S = 366 * 86_400
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
 
 
 def _words(value: object) -> object:
@@ -40,13 +41,15 @@ class Settings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     default_model: str = "demo"
     strict_model: bool = True  # false: an unknown model name is served by the default model
-    max_queue: Annotated[int, Field(ge=1)] = 256  # the most requests accepted and not finished
+    max_queue: Annotated[int, Field(ge=1, le=1_000_000)] = (
+        256  # the most requests accepted and not finished
+    )
     load_timeout: Seconds = 600.0  # the longest time that a request waits for its model
     keepalive: Seconds = 15.0  # between keep-alive messages while an answer has no new text
     blank_after: Seconds = 60.0  # a JSON answer that takes longer is begun with white space
     client_timeout: Seconds = 60.0  # a client that sends or reads nothing for this long is dropped
-    shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0: at once
-    max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
+    shutdown_timeout: Annotated[float, Field(ge=0, le=LONGEST_S)] = 8.0  # 0: at once
+    max_body_bytes: Annotated[Size, Field(ge=1024, le=2**40)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     api_key_file: Path | None = None
     cors_origins: Origins = ()  # web pages of these origins may send requests; "*": of all

@@ -58,6 +58,7 @@ class _Waiter:
     """A request in the queue for a model, and the future that is set when it may use it."""
 
     entry: ModelEntry
+    is_request: bool  # else it is the load before the first request
     granted: asyncio.Future[LoadedModel] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -136,14 +137,14 @@ class Models:
     @property
     def num_waiting(self) -> int:
         """The number of requests that wait for a model."""
-        return len(self._waiters)
+        return sum(waiter.is_request for waiter in self._waiters)
 
     async def preload(self, entry: ModelEntry) -> ModelInfo:
         """Load a model before the first request for it, and return the engine's facts about it.
 
         Raises the `EngineError` of a load that fails.
         """
-        async with self._lend(entry, Wait(), timeout=None) as model:
+        async with self._lend(_Waiter(entry, is_request=False), Wait(), timeout=None) as model:
             return model.info
 
     @contextlib.asynccontextmanager
@@ -155,9 +156,10 @@ class Models:
         Raises `QueueFull` when too many requests wait, `ApiError` 503 after the load timeout, and
         the `EngineError` of a load that fails.
         """
-        if len(self._waiters) >= self._settings.max_queue:
-            raise QueueFull(f"{len(self._waiters)} requests wait for a model; try again later.")
-        async with self._lend(entry, wait, self._settings.load_timeout) as model:
+        if (num_waiting := self.num_waiting) >= self._settings.max_queue:
+            raise QueueFull(f"{num_waiting} requests wait for a model; try again later.")
+        waiter = _Waiter(entry, is_request=True)
+        async with self._lend(waiter, wait, self._settings.load_timeout) as model:
             yield model
 
     async def unload(self, entry: ModelEntry, grace: float) -> None:
@@ -199,11 +201,10 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def _lend(
-        self, entry: ModelEntry, wait: Wait, timeout: float | None
+        self, waiter: _Waiter, wait: Wait, timeout: float | None
     ) -> AsyncGenerator[LoadedModel, None]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._settings.load_timeout if timeout is None else timeout)
-        waiter = _Waiter(entry)
         wait.set_reason(lambda: self._place(waiter))
         model = await self._turn(waiter, timeout)
         try:
@@ -239,7 +240,9 @@ class Models:
             return "waiting"
         what = "waiting for" if self._loading is None else "loading"
         own = f"{what} {self._waiters[0].entry.id}{self._step_text()}"
-        return in_line(own, self._waiters.index(waiter) + 1)
+        before = self._waiters.index(waiter)
+        requests = sum(other.is_request for other in list(self._waiters)[:before])
+        return in_line(own, requests + 1)
 
     def _step_text(self) -> str:
         """Return the latest step of a load or restart, as the end of a line."""

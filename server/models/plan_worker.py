@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
@@ -20,6 +20,7 @@ from server.config.registry import ModelEntry, planned_yaml
 
 if TYPE_CHECKING:
     from engine.planning.preview import Preview, WhatIf
+    from engine.planning.refusal import DoesNotFit
 
 # The libraries read these when they are imported. The user's own values win.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
@@ -45,6 +46,7 @@ class Planned:
     json: str = ""
     error: str = ""
     fits: bool = True  # whether the error is another one than too little memory
+    param: str = "model"  # the field of the request that the error is about
 
 
 Compute = Callable[[ModelEntry, Machine], Planned]
@@ -73,17 +75,43 @@ def _end_with_parent() -> None:
 
 def compute(entry: ModelEntry, machine: Machine) -> Planned:
     """Return the plan of a model for a machine."""
-    from engine.planning.plan import DoesNotFit
     from engine.planning.preview import WhatIf, preview
+    from engine.planning.refusal import DoesNotFit
 
     given = {name: figure for name, figure in asdict(machine).items() if figure is not None}
     what_if = WhatIf(**given)
     try:
         return Planned(as_json(preview(entry.spec, what_if), entry, what_if))
     except DoesNotFit as error:
-        return Planned(error=str(error), fits=False)
+        text, field = refusal_text(error, given, lambda name: f"'{name}'")
+        return Planned(error=text, fits=False, param=field)
     except ModelError as error:
         return Planned(error=str(error))
+
+
+def refusal_text(
+    error: "DoesNotFit", given: Collection[str], shown: Callable[[str], str]
+) -> tuple[str, str]:
+    """Return why a model does not fit, and the field of `Machine` that could change it.
+
+    The field is "model" if the limit is one of the model's file.
+
+    Args:
+        given: the fields of `Machine` that were asked about.
+        shown: returns how a field is called.
+    """
+    limit = error.limit
+    if limit.is_set:
+        return f"{limit.key} in the model's file: {error.problem}", "model"
+    is_device = limit.key == "memory.device" and not limit.is_ram
+    field = "device_memory" if is_device else "ram"
+    note = ""
+    if field not in given:
+        note = " (not given: as this machine has it)"
+    elif limit.key == "memory.device":
+        keeper = "driver" if is_device else "page cache"
+        note = f" (of which the {keeper} keeps some)"
+    return f"{shown(field)}{note}: {error.problem}", field
 
 
 def as_json(found: "Preview", entry: ModelEntry, what_if: "WhatIf") -> str:

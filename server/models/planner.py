@@ -8,7 +8,7 @@ for the next value of a slider. It is then ended: it has 350 MB of memory that w
 import asyncio
 from multiprocessing import get_context
 
-from engine.errors import ModelError, QueueFull
+from engine.errors import QueueFull
 from server.config.registry import ModelEntry
 from server.errors import ApiError
 from server.models import plan_worker
@@ -90,8 +90,7 @@ class Planner:
         for the next one.
 
         Raises `QueueFull` when too many plans wait, `ApiError` 400 when the model does not fit the
-        machine and 503 when the plan takes too long, and `ModelError` for a model that cannot be
-        served at all.
+        machine, 500 when it cannot be served at all, and 503 when the plan takes too long.
         """
         if self._num_asked > MAX_WAITING:
             raise QueueFull(f"{self._num_asked} plans wait or are computed; try again later.")
@@ -106,9 +105,11 @@ class Planner:
         if isinstance(planned, ApiError):
             raise planned
         if not planned.fits:
-            raise ApiError(f"{entry.id} does not fit. {planned.error}", code="does_not_fit")
+            message = f"{entry.id} does not fit. {planned.error}"
+            raise ApiError(message, code="does_not_fit", param=planned.param)
         if planned.error:
-            raise ModelError(planned.error)
+            code = "model_load_failed"
+            raise ApiError(planned.error, code=code, param=planned.param, status=500)
         return planned.json
 
     async def close(self) -> None:

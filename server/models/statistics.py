@@ -12,28 +12,35 @@ from server.metrics.prometheus import Metrics
 
 log = logging.getLogger("understudy")
 
+LEAST_BUSY_MS = 1.0  # of the link in a pass whose rate counts: shorter times are not exact
+
 
 class EngineStatistics:
     """The callbacks of one engine, which count and log what it reports.
 
     Attributes:
         history: the passes so far.
+        limit_gbps: the highest rate that the link has reached while it was busy: in the measurement
+            of the load, or in a pass. 0: no link is used.
     """
 
     def __init__(self, model: str, metrics: Metrics) -> None:
         self.history = PassHistory()
-        self._limit_gbps = 0.0  # the link's bandwidth, once the model is loaded; 0: no link is used
+        self.limit_gbps = 0.0
         self._model = model
         self._metrics = metrics.engines
 
     def loaded(self, info: ModelInfo) -> None:
         """Begin to count for a model that was just loaded."""
-        self._limit_gbps = info.link_gbps
+        self.limit_gbps = info.link_gbps
         self._metrics.begin(self._model)
 
     def passed(self, stats: PassStats) -> None:
         """Count and log the statistics of a finished pass."""
         self.history.add(stats)
+        if self.limit_gbps and stats.link_ms >= LEAST_BUSY_MS:
+            # A machine that was busy during the load has measured too little.
+            self.limit_gbps = max(self.limit_gbps, stats.link_bytes / stats.link_ms / 1e6)
         self._metrics.count_pass(self._model, stats)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s: %s", self._model, self._summary(stats))
@@ -70,12 +77,13 @@ class EngineStatistics:
         Returns "" if no bytes were moved since.
         """
         since = self.history.sums.since(before)
-        if since.link_bytes <= 0 or since.seconds <= 0:
+        seconds = since.seconds + since.draft  # weights travel while drafting too
+        if since.link_bytes <= 0 or seconds <= 0:
             return ""
-        return f", link {self._of_limit(since.link_bytes / since.seconds / 1e9)}"
+        return f", link {self._of_limit(since.link_bytes / seconds / 1e9)}"
 
     def _of_limit(self, gbps: float) -> str:
-        return f"{gbps:.2f} of {self._limit_gbps:.2f} GB/s"
+        return f"{gbps:.2f} of {self.limit_gbps:.2f} GB/s"
 
     def _summary(self, stats: PassStats) -> str:
         drafted, accepted = (

@@ -91,7 +91,7 @@ def _engine_status(model: LoadedModel) -> EngineStatus:
         "recent": history.recent(),
         "total": history.sums.totals(),
         "link_gbps": 0.0 if last is None else last.link_gbps,
-        "link_limit_gbps": info.link_gbps,
+        "link_limit_gbps": model.statistics.limit_gbps,
         "link_bits_per_weight": info.link_bits,
         "kv_pages": info.num_pages,
         "kv_pages_used": used,

@@ -276,6 +276,20 @@ class TextCompletion(Source, Costs):
 Capability = Literal["completion", "chat", "tools", "thinking", "structured_outputs"]
 
 
+class SamplingDefaults(TypedDict, total=False):
+    """The values of the parameters that a request leaves out. A model has those that are known."""
+
+    temperature: float
+    top_p: float
+    top_k: int  # 0: all tokens
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    max_tokens: int | None  # of a chat's answer; null: as many as the context has room for
+    thinking_budget: int | None  # tokens of reasoning; null: any number
+
+
 class Model(TypedDict):
     """A model of the registry, as GET /v1/models describes it."""
 
@@ -287,6 +301,7 @@ class Model(TypedDict):
     state: Literal["loaded", "unloaded"]
     max_model_len: NotRequired[int]  # tokens of the context, of the loaded model
     capabilities: NotRequired[list[Capability]]  # of the loaded model
+    sampling: SamplingDefaults  # all of the loaded model; of others those of their files
 
 
 class ModelList(TypedDict):

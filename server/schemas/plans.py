@@ -7,14 +7,14 @@ from typing_extensions import TypedDict
 
 from server.schemas.fields import Body, Int
 
-MAX_SIZE = 2**50  # bytes: 1 PiB
+MIN_SIZE, MAX_SIZE = 2**20, 2**50  # bytes: 1 MiB, 1 PiB
 MAX_USERS = 1024
-MAX_GBPS = 1e6
+MIN_GBPS, MAX_GBPS = 1e-3, 1e6  # 1 MB/s, 1 PB/s
 
 # Bytes as a number, or as text such as "8GiB".
-Size = Annotated[Int, Field(gt=0, le=MAX_SIZE)] | Annotated[str, Field(max_length=40)]
+Size = Annotated[Int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | Annotated[str, Field(max_length=40)]
 
-Speed = Annotated[float, Field(gt=0, le=MAX_GBPS)]  # 1e9 bytes a second
+Speed = Annotated[float, Field(ge=MIN_GBPS, le=MAX_GBPS)]  # 1e9 bytes a second
 
 
 class PlanRequest(Body):

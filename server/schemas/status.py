@@ -43,7 +43,7 @@ class ModelStatus(TypedDict):
 class QueueStatus(TypedDict):
     """The numbers of requests, and of sequences that wait for a pass."""
 
-    waiting_for_model: int
+    waiting_for_model: int  # requests; the server's own load of its first model is none
     waiting_for_pass: int  # sequences, as of the latest pass
     in_engine: int  # requests that the engine has, waiting or running
 
@@ -92,7 +92,7 @@ class EngineStatus(TypedDict):
     recent: RecentPasses
     total: PassTotals  # since the model was loaded
     link_gbps: float  # of the latest pass
-    link_limit_gbps: float  # as measured when the model was loaded; 0: no link is used
+    link_limit_gbps: float  # the highest rate so far, at the load or later; 0: no link is used
     link_bits_per_weight: float  # in which a streamed weight travels; 0: none does
     kv_pages: int
     kv_pages_used: int

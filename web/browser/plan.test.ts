@@ -111,6 +111,25 @@ test("a machine that is too small says what is missing, and a plan that failed c
   await leave(opened);
 });
 
+test("the figures are in the address, which others can open", needsChromium, async () => {
+  const opened = await open();
+  const { page } = opened;
+  await speedIs(page, "12.5");
+  await page.getByLabel("Link").press("ArrowRight");
+  await page.getByLabel("Users").press("End");
+  await page.waitForURL(/#\/plan\/main\?link_gbps=32&users=256$/);
+  await page.getByText("8 answers are written at once; 248 more users wait for their turn.").waitFor();
+  await page.reload();
+  await speedIs(page, "16");
+  assert.equal(await page.getByLabel("Link").getAttribute("aria-valuetext"), "32 GB/s");
+  assert.equal(await page.getByLabel("Users").getAttribute("aria-valuetext"), "256");
+  await page.goto(`${server.url}#/plan/main?machine=card&device_memory=12GiB&ram=1&link_gbps=fast`);
+  await page.getByRole("slider", { name: "Device memory" }).waitFor();
+  assert.equal(await page.getByRole("slider", { name: "Device memory" }).getAttribute("aria-valuetext"), "12 GiB");
+  await page.waitForURL(/\?machine=card&device_memory=12GiB$/); // what is no figure has been left out
+  await leave(opened);
+});
+
 test("the plan is copied as a command and as a model file", needsChromium, async () => {
   const opened = await open({ permissions: ["clipboard-read", "clipboard-write"] }, "org%2Fother");
   const { page } = opened;

@@ -1,4 +1,4 @@
-/** The address after `#`: `#/VIEW/REST...` names the view, and what it shows. */
+/** The address after `#`: `#/VIEW/REST...?NAME=VALUE...` names the view, and what it shows. */
 import { signal } from "@preact/signals";
 
 export interface Route {
@@ -6,12 +6,15 @@ export interface Route {
   view: string;
   /** The decoded parts after the view. */
   rest: string[];
+  /** The named values after `?`. */
+  query: URLSearchParams;
 }
 
 /** Return the route that a hash such as `#/chat/abc` names. */
 export function parseHash(hash: string): Route {
-  const [view = "", ...rest] = hash.replace(/^#?\/?/, "").split("/").map(decodePart);
-  return { view, rest: rest.filter((part) => part !== "") };
+  const [, path = "", query = ""] = /^#?\/?([^?]*)\??(.*)$/s.exec(hash) ?? [];
+  const [view = "", ...rest] = path.split("/").map(decodePart);
+  return { view, rest: rest.filter((part) => part !== ""), query: new URLSearchParams(query) };
 }
 
 /** Return the hash of a view and of what it shows. */

@@ -153,10 +153,11 @@ const HASHES: [hash: string, view: string, rest: string[]][] = [
 ];
 
 for (const [hash, view, rest] of HASHES) {
-  test(`the address ${JSON.stringify(hash)}`, () => assert.deepEqual(parseHash(hash), { view, rest }));
+  test(`the address ${JSON.stringify(hash)}`, () => assert.deepEqual({ ...parseHash(hash), query: null }, { view, rest, query: null }));
 }
 
 test("an address names what it was made of", () => {
-  assert.deepEqual(parseHash(hashOf("models", "org/name", "a b#c")), { view: "models", rest: ["org/name", "a b#c"] });
-  assert.deepEqual(route.value, { view: "chat", rest: ["abc"] });
+  const { view, rest, query } = parseHash(`${hashOf("models", "org/name", "a b#c?d=e")}?ram=8GiB&x=%2F`);
+  assert.deepEqual([view, rest, [...query]], ["models", ["org/name", "a b#c?d=e"], [["ram", "8GiB"], ["x", "/"]]]);
+  assert.deepEqual([route.value.view, route.value.rest, route.value.query.size], ["chat", ["abc"], 0]);
 });

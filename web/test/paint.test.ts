@@ -3,6 +3,7 @@ import { test } from "node:test";
 
 import { lookOf, sharesOf } from "../src/paint/sources.ts";
 import { type Part, SpanMapper } from "../src/paint/spans.ts";
+import { checkedPaint, type StoredPaint } from "../src/paint/stored.ts";
 import { AnswerTrace } from "../src/paint/trace.ts";
 import type { TracedChoice } from "../src/paint/types.ts";
 
@@ -113,8 +114,68 @@ test("an answer that goes on after a text is painted after it", () => {
   );
 });
 
+test("kept paint shows what the trace did, and the answer goes on from it", () => {
+  const trace = new AnswerTrace();
+  trace.begin();
+  trace.add({ ...choice([["<think>", "target", 1], ["Hm", "ngram", 1]], ""), delta: { reasoning_content: "Hm" } });
+  trace.add(choice([["The", "target", 2], [" big", "subspec", 2], [" cat", "subspec", 2], [".", "target", 2]], "The big cat."));
+  const kept = JSON.parse(JSON.stringify(trace.stored())) as StoredPaint;
+  assert.deepEqual(kept, { sources: ["target", "ngram", "subspec"], counts: [3, 1, 2], content: "3a8c1a", reasoning: "2b" });
+  const again = new AnswerTrace({ content: "The big cat.", reasoning: "Hm" }, kept);
+  for (const part of ["content", "reasoning"] as const) {
+    assert.deepEqual(again.stretches(part), trace.stretches(part));
+    assert.deepEqual([...again.looksOf(part)], [...trace.looksOf(part)]);
+  }
+  assert.deepEqual(again.shares(), trace.shares());
+  assert.deepEqual(again.stored(), kept);
+  again.begin();
+  again.add(choice([[" So", "ngram", 1]], " So"));
+  assert.deepEqual(again.stretches("content").map(({ text }) => text), ["The", " big cat", ".", " So"]);
+  assert.equal(again.stored()!.content, "3a8c1a3b");
+  const cut = new AnswerTrace({ content: "The b", reasoning: "" }, kept);
+  assert.deepEqual(cut.stretches("content").map(({ text, look }) => [text, look]), [["The", "plain"], [" b", "draft-1"]]);
+});
+
+test("kept paint is bounded, and none is kept where no token is known", () => {
+  assert.equal(new AnswerTrace({ content: "Begun", reasoning: "" }).stored(), null);
+  const trace = new AnswerTrace();
+  trace.begin();
+  for (let index = 0; index < 60_000; index++) {
+    trace.add(choice([["a", index % 2 ? "ngram" : "target", index]], "a"));
+  }
+  const kept = trace.stored()!;
+  assert.ok(kept.content.length < 100_010);
+  assert.deepEqual(kept.counts, [30_000, 30_000]);
+  assert.ok(new AnswerTrace({ content: "a".repeat(60_000), reasoning: "" }, kept).stretches("content").length > 40_000);
+  for (let index = 0; index < 40; index++) trace.add(choice([["b", `draft ${index}`, index]], "b"));
+  assert.equal(trace.stored()!.sources.length, 26);
+});
+
+const GOOD_PAINT = { sources: ["target"], counts: [1], content: "3a2_", reasoning: "" };
+const WRONG_PAINT: unknown[] = [
+  null,
+  [],
+  "3a",
+  { ...GOOD_PAINT, sources: [3] },
+  { ...GOOD_PAINT, sources: ["x".repeat(61)] },
+  { ...GOOD_PAINT, sources: ["a", "a"], counts: [1, 1] },
+  { ...GOOD_PAINT, sources: Array.from({ length: 27 }, (_, index) => `s${index}`) },
+  { ...GOOD_PAINT, counts: [] },
+  { ...GOOD_PAINT, counts: [-1] },
+  { ...GOOD_PAINT, counts: [1.5] },
+  { ...GOOD_PAINT, content: "3a<b>" },
+  { ...GOOD_PAINT, content: "9999999999a" },
+  { ...GOOD_PAINT, content: 3 },
+  { ...GOOD_PAINT, reasoning: undefined },
+];
+
+test("paint of a file that others may have made is checked", () => {
+  assert.deepEqual(checkedPaint({ ...GOOD_PAINT, more: 1 }), GOOD_PAINT);
+  for (const wrong of WRONG_PAINT) assert.equal(checkedPaint(wrong), null, JSON.stringify(wrong));
+});
+
 test("each source has a look, whatever it is called", () => {
   for (const source of ["subspec", "other", "constructor", "__proto__", ""]) assert.match(lookOf(source), /^draft-\d$/);
   assert.equal(lookOf("target"), "plain");
-  assert.deepEqual(sharesOf([]), []);
+  assert.deepEqual(sharesOf(new Map()), []);
 });

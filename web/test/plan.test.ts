@@ -2,10 +2,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { PlanAnswer, PlanPlaces } from "../src/views/plan/answer.ts";
-import { barSentence, barsOf, fillText, placed, usedBytes } from "../src/views/plan/bars.ts";
+import { barSentence, barsOf, fillText, isEnlarged, placed, usedBytes } from "../src/views/plan/bars.ts";
 import { canTry, gainWords, withGain } from "../src/views/plan/gains.ts";
 import { Latest, type Outcome } from "../src/views/plan/latest.ts";
-import { commandOf, figureOf, figuresFor, presentFigure, slidersFor, stepAt } from "../src/views/plan/sliders.ts";
+import { commandOf, figureOf, figuresFor, inSliderWords, machineFrom, presentFigure, queryOf, slidersFor, stepAt } from "../src/views/plan/sliders.ts";
 import { countText, figureText, secondsText, several, sizeText } from "../src/units.ts";
 
 const GIB = 2 ** 30;
@@ -47,6 +47,7 @@ function planned(isCuda: boolean, places: Partial<PlanPlaces> = {}): PlanAnswer 
     forecast: {
       tokens_per_second: 1,
       users: 8,
+      users_asked: 8,
       tokens_per_second_all: 2,
       first_token_seconds: 1,
       tokens_per_pass: 1,
@@ -91,6 +92,21 @@ test("parts are drawn side by side, and never beyond the bar", () => {
   const last = placed(over!).at(-1)!;
   assert.ok(Math.abs(last.start + last.width - 100) < 1e-9);
   assert.deepEqual(placed({ name: "none", parts: [], capacity: null, remark: null }), []);
+});
+
+test("a bar of a small part of the memory shows that part, and every piece can be seen", () => {
+  const MIB = 2 ** 20;
+  const [ram] = barsOf(planned(false, { resident_bytes: 2 * MIB, kv_bytes: 51 * MIB, draft_bytes: MIB }));
+  assert.ok(isEnlarged(ram!));
+  assert.equal(fillText(ram!), "1.1 GiB of 21 GiB");
+  const drawn = placed(ram!);
+  const last = drawn.at(-1)!;
+  assert.ok(Math.abs(last.start + last.width - 100) < 1e-9);
+  for (const { part, width } of drawn) assert.ok(width > 0.7, part.name);
+  const shares = drawn.map(({ part, width }) => width - (100 * part.nbytes) / usedBytes(ram!));
+  assert.ok(Math.max(...shares.map(Math.abs)) < 1.5, "but for the narrowest, widths are shares");
+  const [device] = barsOf(planned(true, { resident_bytes: 2 * GIB }));
+  assert.ok(!isEnlarged(device!));
 });
 
 test("a bar is also a sentence", () => {
@@ -151,6 +167,36 @@ test("the command has the figures that were asked", () => {
   const want =
     "understudy plan 'it'\\''s' --device-memory 8GiB --ram 1610612736 --link-gbps 12.5 --disk-gbps 3 --device-gbps 900 --users 4";
   assert.equal(commandOf("it's", figures), want);
+});
+
+test("refusals name the sliders", () => {
+  const message = "m does not fit. 'device_memory' (of which the driver keeps some): 'ram' and 'other' stay.";
+  assert.equal(inSliderWords(message), "m does not fit. “Device memory” (of which the driver keeps some): “RAM” and 'other' stay.");
+});
+
+test("an address carries the machine that is planned for", () => {
+  const asked = { device_memory: 8 * GIB, ram: 1.5 * GIB, link_gbps: 12.5, users: 4 };
+  const query = queryOf("card", asked);
+  assert.equal(query.toString(), "machine=card&device_memory=8GiB&ram=1610612736&link_gbps=12.5&users=4");
+  assert.deepEqual(machineFrom(query), { kind: "card", asked });
+  assert.deepEqual(machineFrom(new URLSearchParams("ram=512MiB")), { kind: "own", asked: { ram: GIB / 2 } });
+  assert.equal(queryOf("own", {}).size, 0);
+});
+
+const WRONG_FIGURES = ["0", "1", "-8GiB", "8 GiB", "８GiB", "8GB", "9e99", "NaN", "9999999TiB", "", "1.0000000001GiB", "<b>"];
+
+for (const text of WRONG_FIGURES) {
+  test(`an address with the figure ${JSON.stringify(text)}`, () => {
+    const query = new URLSearchParams({ ram: text, other: "8GiB", machine: "toaster" });
+    assert.deepEqual(machineFrom(query), { kind: "own", asked: {} });
+  });
+}
+
+test("speeds and users of an address have bounds of their own", () => {
+  const found = (text: string): unknown => machineFrom(new URLSearchParams(text)).asked;
+  assert.deepEqual(found("link_gbps=0.0000001&disk_gbps=2GiB&users=1.5&device_gbps=900"), { device_gbps: 900 });
+  assert.deepEqual(found("users=1024&link_gbps=0.001"), { link_gbps: 0.001, users: 1024 });
+  assert.deepEqual(found("users=1025"), {});
 });
 
 test("figures as text", () => {

@@ -9,6 +9,7 @@ function chat() {
   const answer = newAnswer({ model: "m", system: "s", skipped: 0, fields: { seed: 3 } });
   answer.ids = [1, 2];
   answer.end = "stop";
+  answer.paint = { sources: ["target", "ngram"], counts: [1, 2], content: "2a3b", reasoning: "" };
   answer.calls = [{ id: "c", name: "f", arguments: "{}" }];
   let made = newChat({ ...DEFAULTS, temperature: 0.5 });
   made = withMessage(made, { id: "u", parent: null, role: "user", text: "hi", created: 1, files: [{ name: "f", text: "x" }] });
@@ -27,6 +28,7 @@ test("what is exported can be imported", () => {
   assert.deepEqual(found.messages["u"], given.messages["u"]);
   assert.deepEqual(found.messages["a"]?.answer?.calls, [{ id: "c", name: "f", arguments: "{}" }]);
   assert.deepEqual(found.messages["a"]?.answer?.ids, []);
+  assert.deepEqual(found.messages["a"]?.answer?.paint, given.messages["a"]?.answer?.paint);
 });
 
 function file(chatFields: Record<string, unknown>): string {

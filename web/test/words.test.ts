@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { ApiError, ConnectionError } from "../src/api/errors.ts";
 import type { ModelStatus, ServerStatus } from "../src/api/types.ts";
-import { explain, problemOf, retryDelay } from "../src/chat/problems.ts";
+import { explain, inPageWords, problemOf, retryDelay } from "../src/chat/problems.ts";
 import { Sentences } from "../src/chat/sentences.ts";
 import { readComment, readStatus, RESTARTING, type Waiting } from "../src/chat/waiting.ts";
 
@@ -58,6 +58,8 @@ const ERRORS: [error: unknown, title: RegExp, way: string | undefined, isTriedAg
   [new ConnectionError("x"), /does not answer/, "again", true],
   [new ApiError("m", 401, "invalid_api_key"), /asks for a key/, "key", false],
   [new ApiError("m", 400, "context_length_exceeded"), /longer than the model can read/, "shorten", false],
+  [new ApiError("m", 400, "context_length_exceeded", "messages"), /longer than the model can read/, "shorten", false],
+  [new ApiError("m", 400, "context_length_exceeded", "max_tokens"), /“Longest answer” asks for more/, "parameters", false],
   [new ApiError("m", 503, "queue_full", null, 3), /too many requests/, "again", true],
   [new ApiError("m", 503, "model_loading"), /still being loaded/, "again", true],
   [new ApiError("m", 0, "engine_died"), /^m$/, "again", true],
@@ -75,6 +77,19 @@ for (const [error, title, way, isTriedAgain] of ERRORS) {
     assert.equal(explained.ways[0], way);
     assert.equal(retryDelay(error, 0) !== null, isTriedAgain);
   });
+}
+
+const WORDS: [server: string, page: string][] = [
+  ["Shorten the prompt or lower max_tokens.", "Shorten the prompt or lower “Longest answer”."],
+  ["Invalid value for 'temperature': Input should be less than 2.", "Invalid value for “Temperature”: Input should be less than 2."],
+  ["Invalid value for 'tools[0].function.name': too long.", "Invalid value for “Tools”: too long."],
+  ["'tools.3.function' is wrong, and response_format too.", "“Tools” is wrong, and “Answer as JSON of this schema” too."],
+  ["The temperature of my tools is top_k.", "The temperature of my tools is top_k."],
+  ["raise memory.device for more", "raise memory.device for more"],
+];
+
+for (const [server, page] of WORDS) {
+  test(`in the page's words: ${server}`, () => assert.equal(inPageWords(server), page));
 }
 
 test("the server's own delay is kept", () => {

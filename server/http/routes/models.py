@@ -1,7 +1,7 @@
 """The routes of /v1/models: the OpenAI API lists models, and two more load and unload one."""
 
 from collections.abc import AsyncGenerator
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from starlette.responses import JSONResponse, Response
@@ -14,7 +14,7 @@ from server.http.respond import pace_of
 from server.http.state import state_of
 from server.http.stream import whole_answer
 from server.models.loaded_model import LoadedModel
-from server.schemas.answers import Capability, Model, ModelList
+from server.schemas.answers import Capability, Model, ModelList, SamplingDefaults
 from server.schemas.status import UnloadRequest
 
 api = Api()
@@ -81,10 +81,12 @@ def _describe(entry: ModelEntry, loaded: LoadedModel | None) -> Model:
         "owned_by": "understudy",
         "aliases": list(entry.aliases),
         "state": "loaded" if is_loaded else "unloaded",
+        "sampling": cast(SamplingDefaults, entry.sampling.model_dump(exclude_unset=True)),
     }
     if loaded is not None and is_loaded:
         model["max_model_len"] = loaded.info.context_length
         model["capabilities"] = _capabilities(loaded)
+        model["sampling"] = cast(SamplingDefaults, loaded.sampling.model_dump())
     return model
 
 

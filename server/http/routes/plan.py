@@ -15,7 +15,7 @@ from server.http.respond import pace_of
 from server.http.state import state_of
 from server.http.stream import whole_answer
 from server.models.plan_worker import Machine
-from server.schemas.plans import MAX_SIZE, Plan, PlanRequest
+from server.schemas.plans import MAX_SIZE, MIN_SIZE, Plan, PlanRequest
 
 api = Api()
 
@@ -55,8 +55,8 @@ def _size(field: str, value: int | str | None) -> int | None:
         raise ApiError(
             f"Invalid value for '{field}': {error}.", code="invalid_value", param=field
         ) from error
-    if not 0 < size <= MAX_SIZE:
-        message = f"Invalid value for '{field}': it must be above zero, and at most 1 PiB."
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        message = f"Invalid value for '{field}': it must be at least 1 MiB, and at most 1 PiB."
         raise ApiError(message, code="invalid_value", param=field)
     return size
 

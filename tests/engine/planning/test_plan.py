@@ -13,7 +13,8 @@ from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.model.blockwise import MAX_SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand
-from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, DoesNotFit, Memory, Plan, make_plan
+from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, Memory, Plan, make_plan
+from engine.planning.refusal import DoesNotFit
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.page_store import STAGING_BYTES
 from engine.weights.layout import LayerUnits, whole_layers

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from engine.drafting.method import DraftNeeds
-from engine.planning.plan import DoesNotFit, Plan
+from engine.planning.plan import Plan
+from engine.planning.refusal import DoesNotFit
 from engine.planning.states import FURTHER_NODES, STATE_SHARE
 from tests.engine.planning.test_plan import ALL, DEMAND, KV, MIB, ROOM, plan
 

@@ -72,7 +72,8 @@ async def test_a_request_is_streamed_and_removed_from_the_queue(clients: MakeCli
     assert client.state == "new"
     info = await client.start()
     assert (client.state, client.info, info.model_id) == ("ready", info, "fake")
-    assert seen == [LoadProgress("loading", 0, 2), LoadProgress("loading", 2, 2)]
+    first = LoadProgress("starting the engine process", 0, 0)
+    assert seen == [first, LoadProgress("loading", 0, 2), LoadProgress("loading", 2, 2)]
     got = await answer(client, [5, 6, 7])
     assert [tokens.ids for tokens in got] == [(5,), (6,), (7,)]
     assert [tokens.finish for tokens in got] == [None, None, "stop"]

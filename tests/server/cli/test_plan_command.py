@@ -187,14 +187,30 @@ def test_the_model_file_has_the_limits_that_were_asked(capsys: Capture, folder: 
 def test_several_users_are_forecast_together(capsys: Capture, folder: Path) -> None:
     asked = [str(folder), "--device-memory", "16GiB", "--users", "2"]
     forecast = planned(capsys, *asked)["forecast"]
-    assert forecast["users"] == 2
+    assert forecast["users"] == forecast["users_asked"] == 2
     assert forecast["tokens_per_second"] < forecast["tokens_per_second_all"]
+
+
+def test_users_beyond_those_that_run_at_once_are_told_to_wait(
+    capsys: Capture, folder: Path
+) -> None:
+    asked = [str(folder), "--device-memory", "16GiB", "--users", "500"]
+    forecast = planned(capsys, *asked)["forecast"]
+    assert forecast["users_asked"] == 500 > forecast["users"]
+    assert main.main(["plan", *asked]) == 0
+    out = capsys.readouterr().out
+    others = 500 - forecast["users"]
+    assert f"together; the other {others} wait" in out
 
 
 def test_a_model_that_cannot_fit_ends_with_2_and_the_reason(capsys: Capture, folder: Path) -> None:
     assert main.main(["plan", str(folder), "--device-memory", "2GiB"]) == 2
     error = capsys.readouterr().err
     assert "does not fit" in error and "too little" in error and "ring of 5 slots" in error
+    assert main.main(["plan", str(folder), "--device-memory", "256MiB"]) == 2
+    error = capsys.readouterr().err
+    assert "--device-memory (of which the driver keeps some): 248.3 MiB is" in error
+    assert "runtime 600.0 MiB" in error and "-" not in error.partition("too little")[2]
 
 
 def test_without_options_this_machine_is_measured(
@@ -226,7 +242,21 @@ def test_a_model_with_a_file_is_planned_by_its_id(capsys: Capture, folder: Path)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--device-memory", "big"], ["--link-gbps", "0"], ["--disk-gbps", "x"]]
+    "arguments",
+    [
+        ["--device-memory", "big"],
+        ["--device-memory", "1"],
+        ["--ram", "\uff18GiB"],
+        ["--ram", "2PiB"],
+        ["--link-gbps", "0"],
+        ["--link-gbps", "1e-9"],
+        ["--link-gbps", "1_0"],
+        ["--disk-gbps", "x"],
+        ["--disk-gbps", "inf"],
+        ["--users", "0"],
+        ["--users", "2.5"],
+        ["--users", "\u0668"],
+    ],
 )
 def test_the_error_names_an_impossible_option(
     capsys: Capture, folder: Path, arguments: list[str]

@@ -69,7 +69,9 @@ def test_sizes(text: str, nbytes: int) -> None:
     assert parse_size(text) == nbytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "8 gigs", "-1GiB", "1e3", "8GiB!"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "8 gigs", "-1GiB", "1e3", "8GiB!", "\uff18GiB", "\u0668"]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
@@ -118,6 +120,10 @@ def test_a_key_file_lies_beside_the_settings_file(write: Write, tmp_path: Path) 
         ("port: high", {}, {}, ["understudy.yaml", "port", "'high'"]),
         ("port: 70000", {}, {}, ["port", "65535"]),
         ("keepalive: 0", {}, {}, ["keepalive", "greater than 0"]),
+        ("load_timeout: 1.0e+300", {}, {}, ["load_timeout", "31622400"]),
+        ("shutdown_timeout: .nan", {}, {}, ["shutdown_timeout"]),
+        ("max_queue: 99999999999", {}, {}, ["max_queue", "1000000"]),
+        ("max_body_bytes: 9999TiB", {}, {}, ["max_body_bytes", "1099511627776"]),
         ("", {"UNDERSTUDY_PORT": "x"}, {}, ["UNDERSTUDY_PORT", "'x'"]),
         ("port: 1", {}, {"port": -1}, ["--port", "-1"]),
         ("cors_origins: [http://a/]", {}, {}, ["cors_origins.0", "'http://a/'"]),
@@ -213,6 +219,13 @@ idle_unload: 10m
         ("target: {source: a/b}\ndraft: {method: specexec}", ["draft", "needs `source`"]),
         ("target: {source: a/b}\ndraft: {method: ngram, source: c/d}", ["draft", "specexec only"]),
         ("target: {source: a/b}\ndraft: {depth: 0}", ["draft.depth"]),
+        ("target: {source: a/b}\ndraft: {budget: 1000000}", ["draft.budget", "4096"]),
+        ("target: {source: a/b}\nmax_sequences: 5000", ["max_sequences", "4096"]),
+        ("target: {source: a/b}\ncontext_length: 9999999999", ["context_length", "2147483647"]),
+        ("target: {source: a/b}\nmemory: {ram: 2000TiB}", ["memory.ram", "1125899906842624"]),
+        ("target: {source: a/b}\nmemory: {ram: \uff18GiB}", ["memory.ram", "is not a size"]),
+        ("target: {source: a/b}\nstream: {simulate_gbps: 1.0e-9}", ["simulate_gbps", "0.000001"]),
+        ("target: {source: a/b}\nstream: {simulate_gbps: .inf}", ["simulate_gbps", "1000000"]),
         ("target: {source: a/b}\nmemory: {device: 8 gigs}", ["memory.device", "is not a size"]),
         ("target: {source: a/b}\nmemory: {device: 1}", ["memory.device", "1048576"]),
         ("target: {source: a/b}\nstream: {slots: 1}", ["stream.slots"]),

@@ -53,7 +53,8 @@ def small_plan(entry: ModelEntry, machine: Machine) -> Planned:
         "link_bytes": [device // 32] * 32,
         "forecast": {
             "tokens_per_second": link * 0.5,
-            "users": machine.users or 8,
+            "users": min(machine.users or 8, 8),
+            "users_asked": machine.users or 8,
             "tokens_per_second_all": link * 2.0,
             "first_token_seconds": 1.5,
             "tokens_per_pass": 6.5,
@@ -100,7 +101,7 @@ def _places(device: int, ram: int) -> dict[str, Any]:
 
 
 def too_large(entry: ModelEntry, machine: Machine) -> Planned:
-    return Planned(error="2 GiB are missing", fits=False)
+    return Planned(error="'ram': 2 GiB are missing", fits=False, param="ram")
 
 
 def unknown_family(entry: ModelEntry, machine: Machine) -> Planned:

@@ -5,6 +5,8 @@ export interface Model {
   aliases?: string[];
   state: "loaded" | "unloaded";
   max_model_len?: number;
+  /** What counts where a request does not say; of a model that is not loaded, as far as it is known. */
+  sampling?: { temperature?: number; top_p?: number; max_tokens?: number | null };
   capabilities?: string[];
 }
 

@@ -4,6 +4,8 @@ import { signal } from "@preact/signals";
 import { type ChatTitle, deleteChat, isKept, readAll, readChat, readTitles, writeChat } from "./database.ts";
 import { type Chat, DEFAULTS, newChat, type Settings, titleOf } from "./model.ts";
 import { exportChats, importChats } from "./transfer.ts";
+import { withChanged } from "./tree.ts";
+import { isAhead, takeUnsaved } from "./unsaved.ts";
 
 /** The chats that are kept, the latest first. */
 export const titles = signal<ChatTitle[]>([]);
@@ -31,15 +33,31 @@ export async function refreshTitles(): Promise<void> {
   titles.value = (await readTitles()).sort((a, b) => b.updated - a.updated);
 }
 
+let recovered: Promise<void> | null = null;
+
+/** Bring back, once, what was written of answers before the page was left. */
+function recover(): Promise<void> {
+  recovered ??= (async () => {
+    for (const { chatId, message } of takeUnsaved()) {
+      const chat = await readChat(chatId);
+      const kept = chat?.messages[message.id];
+      if (chat && kept && isAhead(message, kept)) await writeChat(withChanged(chat, message));
+    }
+  })();
+  return recovered;
+}
+
 /** Read the list of chats when the page starts. */
 export async function startChats(): Promise<void> {
   isForgetful.value = !(await isKept());
+  await recover();
   await refreshTitles();
 }
 
 /** Open a kept chat, or a new one where there is none with this id. Return whether there is. */
 export async function open(id: string | null): Promise<boolean> {
   if (id !== null && openChat.value.id === id) return true;
+  await recover();
   const found = id === null ? null : await readChat(id);
   openChat.value = found ?? newChat(lastSettings());
   return found !== null;

@@ -45,6 +45,7 @@ export async function writeChat(chat: Chat): Promise<void> {
   const transaction = database.transaction([CHATS, TITLES], "readwrite");
   transaction.objectStore(CHATS).put(chat);
   transaction.objectStore(TITLES).put(titleFrom(chat));
+  transaction.commit(); // at once, as the page may be on its way out
   await completed(transaction);
 }
 

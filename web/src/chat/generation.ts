@@ -4,7 +4,8 @@ import { type Signal, signal } from "@preact/signals";
 import { getStream, postStream } from "../api/client.ts";
 import { ApiError, isAbort } from "../api/errors.ts";
 import type { Chunk, ServerStatus } from "../api/types.ts";
-import { addToTrace, beginTrace, showTrace } from "../paint/traces.ts";
+import { addToTrace, beginTrace, showTrace, storedPaint } from "../paint/traces.ts";
+import { onLeave } from "../leaving.ts";
 import { announce } from "../ui/announce.tsx";
 import { applyChunk, beginWithText, copyOf, dropUncovered, reopen, type Written } from "./answer.ts";
 import { change, update, withTitle } from "./chats.ts";
@@ -14,9 +15,10 @@ import { explain, problemOf, retryDelay } from "./problems.ts";
 import { bodyOf, continuing } from "./request.ts";
 import { Sentences } from "./sentences.ts";
 import { pathTo, withChanged, withMessage } from "./tree.ts";
+import { forgetUnsaved, keepUnsaved } from "./unsaved.ts";
 import { readComment, readStatus, type Waiting } from "./waiting.ts";
 
-const SAVE_MS = 2000; // between two copies of an unfinished answer in the database
+const SAVE_MS = 1000; // between two copies of an unfinished answer in the database
 const SPEAK_MS = 1500; // between two announcements
 const WATCH_AFTER_MS = 600; // without a first token, before the server is asked what it does
 const MOST_TRIES = 60; // without a new token in between
@@ -29,6 +31,8 @@ export interface Running {
   /** What it waits for; null while tokens arrive. */
   waiting: Signal<Waiting | null>;
   stop: () => void;
+  /** Keep the answer as it is now, and return that. */
+  save: () => Written;
   /** Is resolved when the answer has ended and is kept. */
   ended: Promise<void>;
 }
@@ -75,13 +79,28 @@ async function run(chat: Chat, message: Written): Promise<void> {
   try {
     await writing.write();
   } finally {
-    await update(chat.id, (now) => withChanged(now, copyOf(message)));
+    await update(chat.id, (now) => withChanged(now, toKeep(message)));
+    forgetUnsaved(message.id);
     const others = new Map(running.value);
     others.delete(message.id);
     running.value = others;
     end();
   }
 }
+
+/** Return a copy of an answer that is to be kept. */
+function toKeep(message: Written): Written {
+  const copy = copyOf(message);
+  copy.answer.paint = storedPaint(message);
+  return copy;
+}
+
+/** Keep the answers that are being written: the page may be on its way out. */
+function saveAll(): void {
+  for (const writing of running.peek().values()) keepUnsaved(writing.chatId, writing.save());
+}
+
+onLeave(saveAll);
 
 class Writing implements Running {
   readonly chatId: string;
@@ -132,7 +151,7 @@ class Writing implements Running {
     const { answer } = this.message;
     const asked = bodyOf(this.#path, answer.sent, answer.begun);
     const body = { ...asked, ...continuing(answer), provenance: "tree" };
-    beginTrace(this.message.id, this.message.text, answer.reasoning);
+    beginTrace(this.message);
     const { signal: stopped } = this.#stopping;
     const watching = this.#watch();
     try {
@@ -198,12 +217,18 @@ class Writing implements Running {
     showTrace(message.id);
   };
 
+  /** Keep the answer as it is now, and return that. */
+  save(): Written {
+    const copy = toKeep(this.message);
+    void update(this.chatId, (chat) => withChanged(chat, copy));
+    return copy;
+  }
+
   #saveAndSpeak(): void {
     const now = Date.now();
     if (now - this.#savedAt > SAVE_MS) {
       this.#savedAt = now;
-      const copy = copyOf(this.message);
-      void update(this.chatId, (chat) => withChanged(chat, copy));
+      this.save();
     }
     if (now - this.#spokenAt > SPEAK_MS) {
       this.#spokenAt = now;

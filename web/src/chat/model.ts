@@ -1,4 +1,5 @@
 /** The data of chats, as they are kept in the browser and exported. */
+import type { StoredPaint } from "../paint/stored.ts";
 
 /** A message. The messages of a chat are a tree: those with the same parent are alternatives. */
 export interface Message {
@@ -46,6 +47,8 @@ export interface Problem {
   message: string;
   code: string | null;
   status: number;
+  /** The field of the request that is wrong. */
+  param: string | null;
 }
 
 export interface Answer {
@@ -68,6 +71,8 @@ export interface Answer {
   fingerprint: string | null;
   /** Tokens per second and per pass, as the server reports them at the end. */
   figures: Figures | null;
+  /** What proposed its tokens; null where that is not known. */
+  paint: StoredPaint | null;
 }
 
 export interface Begun {
@@ -170,6 +175,7 @@ export function newAnswer(sent: Sent): Answer {
     covered: { text: 0, reasoning: 0, calls: [] },
     fingerprint: null,
     figures: null,
+    paint: null,
   };
 }
 

@@ -40,12 +40,12 @@ const TITLES: Record<string, string> = {
 /** Return an error as it is kept with the message that it belongs to. */
 export function problemOf(error: unknown): Problem {
   if (error instanceof ApiError) {
-    return { message: error.message, code: error.code, status: error.status };
+    return { message: error.message, code: error.code, status: error.status, param: error.param };
   }
-  if (error instanceof ConnectionError) return { message: error.message, code: "connection", status: 0 };
-  if (error instanceof SettingError) return { message: error.message, code: "setting", status: 0 };
-  const message = error instanceof Error ? error.message : String(error);
-  return { message: `The page failed: ${message}`, code: "page", status: 0 };
+  const of = (code: string, message: string): Problem => ({ message, code, status: 0, param: null });
+  if (error instanceof ConnectionError) return of("connection", error.message);
+  if (error instanceof SettingError) return of("setting", error.message);
+  return of("page", `The page failed: ${error instanceof Error ? error.message : String(error)}`);
 }
 
 /** Return the seconds after which to try again by itself, null for an error that stays. */
@@ -55,14 +55,45 @@ export function retryDelay(error: unknown, tries: number): number | null {
   return error.retryAfter ?? Math.min(2 + tries, 10);
 }
 
+/** What the page calls the fields of a request. */
+const FIELDS: Record<string, string> = {
+  max_tokens: "Longest answer",
+  max_completion_tokens: "Longest answer",
+  temperature: "Temperature",
+  top_p: "Top p",
+  seed: "Seed",
+  enable_thinking: "Thinking",
+  response_format: "Answer as JSON of this schema",
+  tools: "Tools",
+};
+
+/** Return the server's words with the names that the page has for fields. */
+export function inPageWords(message: string): string {
+  const named = message.replace(/'([a-z_]+)(?:[.[][^']*)?'/g, (whole, field: string) => labelOf(field) ?? whole);
+  return named.replace(/\b[a-z]+(?:_[a-z]+)+\b/g, (field) => labelOf(field) ?? field);
+}
+
+function labelOf(field: string): string | undefined {
+  return Object.hasOwn(FIELDS, field) ? `“${FIELDS[field]}”` : undefined;
+}
+
+function isLimit(field: string | null): boolean {
+  return field === "max_tokens" || field === "max_completion_tokens";
+}
+
 /** Return what to say about a problem, and what to offer. */
 export function explain(problem: Problem): Explained {
-  const { code, message, status } = problem;
+  const { code, status } = problem;
+  const message = inPageWords(problem.message);
   if (code === "connection") {
     const detail = "It may have been stopped. What has arrived is kept.";
     return { title: "The server does not answer.", detail, ways: ["again"] };
   }
   if (code === "setting") return { title: message, detail: null, ways: ["parameters", "again"] };
+  if (code === "context_length_exceeded" && isLimit(problem.param)) {
+    const title = "“Longest answer” asks for more tokens than the model has room for.";
+    return { title, detail: message, ways: ["parameters", "again", "shorten"] };
+  }
   const title = TITLES[code ?? ""];
   return { title: title ?? message, detail: title ? message : null, ways: waysOn(code, status) };
 }

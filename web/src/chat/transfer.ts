@@ -1,4 +1,5 @@
 /** Chats as files: export, and import of what may have been changed by hand or made by others. */
+import { checkedPaint } from "../paint/stored.ts";
 import { type Answer, type Chat, DEFAULTS, type Message, newAnswer, newId, type Settings, type TextFile } from "./model.ts";
 
 const FORMAT = "understudy-chats";
@@ -100,6 +101,7 @@ function readAnswer(from: Fields): Answer {
     end: from["end"] === "length" || from["end"] === "tool_calls" ? from["end"] : "stop",
     // an imported answer goes on as text: its ids may belong to another model
     ids: [],
+    paint: checkedPaint(from["paint"]),
   };
 }
 

@@ -65,14 +65,9 @@ export interface Share {
   share: number;
 }
 
-/** Return the sources of tokens with their counts, the most frequent first. */
-export function sharesOf(sources: Iterable<string>): Share[] {
-  const counts = new Map<string, number>();
-  let total = 0;
-  for (const source of sources) {
-    counts.set(source, (counts.get(source) ?? 0) + 1);
-    total++;
-  }
+/** Return the sources of tokens with their shares, the most frequent first. */
+export function sharesOf(counts: ReadonlyMap<string, number>): Share[] {
+  const total = [...counts.values()].reduce((sum, count) => sum + count, 0);
   return [...counts]
     .map(([source, count]) => ({ source, look: lookOf(source), count, share: count / total }))
     .sort((first, second) => second.count - first.count);

@@ -1,6 +1,7 @@
 /** The tokens and passes of one answer, as they arrive. */
 import { type Look, lookOf, type Share, sharesOf } from "./sources.ts";
 import { type Part, SpanMapper } from "./spans.ts";
+import { type KnownPaint, readPaint, type Run, storePaint, type StoredPaint } from "./stored.ts";
 import type { AnswerPass, TokenOrigin, TracedChoice } from "./types.ts";
 
 /** A stretch of text that looks the same. */
@@ -19,10 +20,18 @@ export class AnswerTrace {
   #looks: Record<Part, (Look | undefined)[]> = { content: [], reasoning: [] };
   #waiting: TracedChoice[] = [];
   #passesBefore = 0; // of earlier requests for the same answer
+  #kept: KnownPaint | null; // of what the answer begins with
 
-  /** @param begun what the answer begins with, of which no token is known */
-  constructor(begun: Readonly<Record<Part, string>> = { content: "", reasoning: "" }) {
+  /**
+   * @param begun what the answer begins with, of whose tokens no more is known than
+   * @param kept the paint that was kept of it
+   */
+  constructor(
+    begun: Readonly<Record<Part, string>> = { content: "", reasoning: "" },
+    kept: StoredPaint | null = null,
+  ) {
     this.#texts = { ...begun };
+    this.#kept = kept && readPaint(kept, begun);
     this.#mapper = new SpanMapper({ content: begun.content.length, reasoning: begun.reasoning.length });
   }
 
@@ -65,12 +74,43 @@ export class AnswerTrace {
 
   /** Return how many tokens each source has, the most frequent first. */
   shares(): Share[] {
-    return sharesOf(this.tokens.map((token) => token.source));
+    return sharesOf(this.#counts());
+  }
+
+  /** Return the paint as it is kept with a chat; null where no token is known. */
+  stored(): StoredPaint | null {
+    return storePaint({
+      counts: this.#counts(),
+      runs: { content: this.#runs("content"), reasoning: this.#runs("reasoning") },
+    });
+  }
+
+  #counts(): Map<string, number> {
+    const counts = new Map(this.#kept?.counts);
+    for (const { source } of this.tokens) counts.set(source, (counts.get(source) ?? 0) + 1);
+    return counts;
+  }
+
+  /** Return the stretches of one source. */
+  #runs(part: Part): Run[] {
+    const runs = (this.#kept?.runs[part] ?? []).map((run) => ({ ...run }));
+    for (const { start, end, token } of this.#mapper.spans[part]) {
+      const { source } = this.tokens[token]!;
+      const last = runs.at(-1);
+      if (last?.source === source && last.end === start) last.end = end;
+      else runs.push({ start, end, source });
+    }
+    return runs;
   }
 
   /** Return the look of each character (UTF-16 unit) of a part; undefined where no token is known. */
   looksOf(part: Part): readonly (Look | undefined)[] {
     const looks = this.#looks[part];
+    if (looks.length === 0) {
+      for (const { start, end, source } of this.#kept?.runs[part] ?? []) {
+        for (let at = start; at < end; at++) looks[at] = lookOf(source);
+      }
+    }
     for (const { start, end, token } of this.#mapper.takeNew(part)) {
       const look = lookOf(this.tokens[token]!.source);
       for (let at = start; at < end; at++) looks[at] = look;
@@ -90,6 +130,10 @@ export class AnswerTrace {
       else found.push({ text: text.slice(at, end), look, start: at });
       at = end;
     };
+    for (const { start, end, source } of this.#kept?.runs[part] ?? []) {
+      append(start, "plain");
+      append(end, lookOf(source));
+    }
     for (const { start, end, token } of this.#mapper.spans[part]) {
       const origin = this.tokens[token]!;
       if (origin.pass > pass) return found;

@@ -1,7 +1,8 @@
-/** The traces of answers that were written while the page is open, by the ids of their messages. */
+/** The traces of answers: whole ones of those that were written while the page is open, and kept paint. */
 import { type Signal, signal } from "@preact/signals";
 
 import type { Chunk } from "../api/types.ts";
+import type { StoredPaint } from "./stored.ts";
 import { AnswerTrace } from "./trace.ts";
 import type { TracedChoice } from "./types.ts";
 
@@ -21,9 +22,37 @@ export const isPainting = signal(localStorage.getItem(STORED) !== "no");
 /** The traces, which change only as a whole; each has its own signal. */
 const traces = signal<ReadonlyMap<string, Signal<Traced>>>(new Map());
 
-/** Return the trace of a message; null if it was not written since the page was opened. */
-export function traceOf(id: string): Traced | null {
-  return traces.value.get(id)?.value ?? null;
+/** An answer, as far as its paint depends on it. */
+interface Painted {
+  id: string;
+  text: string;
+  answer?: { reasoning: string; paint: StoredPaint | null };
+}
+
+const restored = new WeakMap<StoredPaint, Traced>();
+
+/**
+ * Return the trace of a message. One that was written before the page was opened has its kept paint
+ * only, without tokens and passes; null where there is none.
+ */
+export function traceOf(message: Painted): Traced | null {
+  return traces.value.get(message.id)?.value ?? restoredTrace(message);
+}
+
+function restoredTrace({ text, answer }: Painted): Traced | null {
+  const paint = answer?.paint;
+  if (!answer || !paint) return null;
+  let traced = restored.get(paint);
+  if (traced === undefined) {
+    traced = { trace: new AnswerTrace({ content: text, reasoning: answer.reasoning }, paint), version: 0 };
+    restored.set(paint, traced);
+  }
+  return traced;
+}
+
+/** Return the paint of a message as it is to be kept. */
+export function storedPaint(message: Painted): StoredPaint | null {
+  return traces.peek().get(message.id)?.peek().trace.stored() ?? message.answer?.paint ?? null;
 }
 
 export function setPainting(isOn: boolean): void {
@@ -31,11 +60,12 @@ export function setPainting(isOn: boolean): void {
   localStorage.setItem(STORED, isOn ? "yes" : "no");
 }
 
-/** Begin to trace a request for an answer, which has `content` and `reasoning` already. */
-export function beginTrace(id: string, content: string, reasoning: string): void {
+/** Begin to trace a request for an answer, which may have begun. */
+export function beginTrace({ id, text: content, answer }: Painted): void {
   const known = traces.peek().get(id)?.peek().trace;
+  const reasoning = answer?.reasoning ?? "";
   const goesOn = known?.text("content") === content && known.text("reasoning") === reasoning;
-  const trace = goesOn ? known! : new AnswerTrace({ content, reasoning });
+  const trace = goesOn ? known! : new AnswerTrace({ content, reasoning }, answer?.paint);
   trace.begin();
   const kept = new Map(traces.peek());
   kept.delete(id);

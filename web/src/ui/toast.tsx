@@ -1,4 +1,4 @@
-/** Short notices at the bottom, which leave by themselves and may offer one action, such as Undo. */
+/** Short notices below the bar, which leave by themselves and may offer one action, such as Undo. */
 import { signal } from "@preact/signals";
 import type { JSX } from "preact";
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.config.model_file import ParsersSection
+from server.config.model_file import ParsersSection, SamplingSection
 from tests.server.conftest import MakeApp, chat, client_of, complete, entry, error_of
 from tests.server.fake_engine import FakeEngines
 
@@ -45,6 +45,25 @@ async def test_the_loaded_model_has_capabilities(
         model, other = (await client.get("/v1/models")).json()["data"]
     assert set(model["capabilities"]) == {"completion", "structured_outputs"} | more
     assert "capabilities" not in other
+
+
+async def test_the_defaults_of_sampling_are_those_of_requests_without_parameters(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.sampling = (("temperature", 0.6), ("top_k", 20))
+    file = SamplingSection(temperature=0.3, max_tokens=7)
+    entries = [entry("main", sampling=file), entry("other")]
+    async with client_of(make_app(entries=entries)) as client:
+        main, other = (await client.get("/v1/models")).json()["data"]
+        assert main["sampling"] == {"temperature": 0.3, "max_tokens": 7}, "as far as it is known"
+        assert other["sampling"] == {}
+        assert (await chat(client)).status_code == 200
+        main = (await client.get("/v1/models/main")).json()
+    params = engines.engine.requests[0].params
+    found = main["sampling"]
+    assert (found["temperature"], found["top_k"], found["max_tokens"]) == (0.3, 20, 7)
+    assert (params.temperature, params.top_k, params.max_tokens) == (0.3, 20, 7)
+    assert set(found) == set(SamplingSection.model_fields)
 
 
 @pytest.mark.parametrize("strict", [False, True])

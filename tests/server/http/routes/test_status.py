@@ -13,6 +13,7 @@ from engine.messages import LoadProgress, StateStats
 from engine.process.engine_process import State
 from server.errors import IN_THE_LOG
 from server.metrics.passes import PassHistory
+from server.metrics.wait_status import Wait
 from tests.server.conftest import MakeApp, chat, client_of, error_of, serving
 from tests.server.fake_engine import FakeEngines
 from tests.server.metrics.test_prometheus import PASS, scrape
@@ -65,6 +66,57 @@ async def test_a_load_is_shown_with_its_latest_step(
     assert main["state"] == "loaded" and "step" not in main
     assert main["context"] == 1024 and main["draft"] == "none"
     assert main["tiers"] == {"ram": 5, "resident": 3} and main["plan"] == "no model at all"
+
+
+async def test_the_load_before_the_first_request_is_no_request_that_waits(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    engines.script.load_gate = asyncio.Event()
+    app = make_app()
+    async with client_of(app) as client:
+        models, main = app.shared.models, app.shared.registry.find(None)
+        preloading = asyncio.create_task(models.preload(main))
+        while not engines.made:
+            await asyncio.sleep(0)
+        assert (await status_of(client))["queue"]["waiting_for_model"] == 0
+        wait = Wait()
+
+        async def borrow() -> None:
+            async with models.borrow(main, wait):
+                pass
+
+        borrowing = asyncio.create_task(borrow())
+        while not models.num_waiting:
+            await asyncio.sleep(0)
+        assert (await status_of(client))["queue"]["waiting_for_model"] == 1
+        assert str(wait) == "loading main, position 1"
+        engines.script.load_gate.set()
+        assert (await preloading).model_id == "main"
+        await borrowing
+
+
+async def test_the_limit_of_the_link_is_what_it_has_reached(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    """A machine that is busy while a model is loaded measures too little."""
+    await chat(client)
+
+    async def limit() -> float:
+        engine: dict[str, Any] = (await status_of(client))["engine"]
+        assert engine["link_gbps"] <= engine["link_limit_gbps"]
+        found: float = engine["link_limit_gbps"]
+        return found
+
+    assert await limit() == 12.5
+    slow = replace(PASS, link_gbps=5.0, link_bytes=10**9, link_ms=100.0)
+    for stats, want in (
+        (slow, 12.5),
+        (replace(slow, link_gbps=15.0, link_ms=50.0), 20.0),
+        (slow, 20.0),
+        (replace(slow, link_bytes=10**6, link_ms=0.01), 20.0),  # too short to be exact
+    ):
+        engines.engine.on_pass(stats)
+        assert await limit() == want
 
 
 async def test_a_dead_engine_restarts_or_is_unloaded(

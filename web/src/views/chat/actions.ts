@@ -54,7 +54,7 @@ export function keepInstead(message: Message, text: string): void {
   const copy: Message = { id: newId(), parent: message.parent, role: message.role, text, created: Date.now() };
   if (message.answer) {
     const { answer } = message;
-    copy.answer = { ...answer, ids: [], begun: null, figures: null, end: "stop", problem: null };
+    copy.answer = { ...answer, ids: [], begun: null, figures: null, end: "stop", problem: null, paint: null };
   }
   void change(withMessage(openChat.value, copy));
 }

@@ -1,11 +1,10 @@
 /** The field in which a message is written, with the files that are sent with it. */
-import { signal } from "@preact/signals";
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
 import { openChat } from "../../chat/chats.ts";
+import { changeDraft, draftOf } from "../../chat/drafts.ts";
 import { runningIn } from "../../chat/generation.ts";
-import type { TextFile } from "../../chat/model.ts";
 import { readTextFiles } from "../../files.ts";
 import { IconButton } from "../../ui/button.tsx";
 import { toast } from "../../ui/toast.tsx";
@@ -13,24 +12,24 @@ import { send, stop } from "./actions.ts";
 import { fitHeight } from "./fit_height.ts";
 import { Files } from "./user_message.tsx";
 
-const text = signal("");
-const files = signal<TextFile[]>([]);
-
 /** Read dropped or chosen files into the message that is being written. */
 export async function addFiles(list: Iterable<File>): Promise<void> {
+  const chat = openChat.value;
   const { texts, refused } = await readTextFiles(list);
   const names = new Set(texts.map((file) => file.name));
-  files.value = [...files.value.filter((file) => !names.has(file.name)), ...texts];
-  if (refused.length > 0) toast({ text: refused.join(" ") });
+  const others = draftOf(chat).files.filter((file) => !names.has(file.name));
+  changeDraft(chat, { files: [...others, ...texts] });
+  if (refused.length > 0) toast({ text: refused.join("\n") });
 }
 
 export function Composer(): JSX.Element {
-  const isWriting = runningIn(openChat.value.id) !== undefined;
-  const isEmpty = text.value.trim() === "" && files.value.length === 0;
+  const chat = openChat.value;
+  const { text, files } = draftOf(chat);
+  const isWriting = runningIn(chat.id) !== undefined;
+  const isEmpty = text.trim() === "" && files.length === 0;
   const submit = (): void => {
-    if (isEmpty || isWriting || !send(text.value, files.value)) return;
-    text.value = "";
-    files.value = [];
+    if (isEmpty || isWriting || !send(text, files)) return;
+    changeDraft(chat, { text: "", files: [] });
   };
   return (
     <form
@@ -42,8 +41,11 @@ export function Composer(): JSX.Element {
       }}
     >
       <div class="composer-box">
-        <Files files={files.value} onRemove={(file) => (files.value = files.value.filter((other) => other !== file))} />
-        <MessageField onSubmit={submit} />
+        <Files
+          files={files}
+          onRemove={(file) => changeDraft(chat, { files: files.filter((other) => other !== file) })}
+        />
+        <MessageField text={text} onInput={(typed) => changeDraft(chat, { text: typed })} onSubmit={submit} />
         <div class="composer-tools">
           <AddFiles />
           <span class="hint muted">Enter sends, Shift+Enter begins a line</span>
@@ -58,19 +60,25 @@ export function Composer(): JSX.Element {
   );
 }
 
-function MessageField({ onSubmit }: { onSubmit: () => void }): JSX.Element {
+interface FieldProps {
+  text: string;
+  onInput: (text: string) => void;
+  onSubmit: () => void;
+}
+
+function MessageField({ text, onInput, onSubmit }: FieldProps): JSX.Element {
   const field = useRef<HTMLTextAreaElement>(null);
   useEffect(() => {
     if (field.current) fitHeight(field.current);
-  }, [text.value]);
+  }, [text]);
   return (
     <textarea
       ref={field}
       rows={1}
       aria-label="Message"
       placeholder="Write a message"
-      value={text.value}
-      onInput={(event) => (text.value = event.currentTarget.value)}
+      value={text}
+      onInput={(event) => onInput(event.currentTarget.value)}
       onKeyDown={(event) => {
         if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
         event.preventDefault();

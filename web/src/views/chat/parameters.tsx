@@ -2,17 +2,22 @@
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 
+import type { Model } from "../../api/types.ts";
 import { changeSettings, openChat } from "../../chat/chats.ts";
 import type { Settings } from "../../chat/model.ts";
 import { parseSchema, parseTools, SettingError } from "../../chat/request.ts";
+import { modelOf } from "../../models.ts";
 import { Button } from "../../ui/button.tsx";
 import { Field, Slider, TextArea, TextField } from "../../ui/fields.tsx";
+import { countText } from "../../units.ts";
 
 const SCHEMA_EXAMPLE = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}';
 const TOOLS_EXAMPLE = '[{"name": "get_weather", "description": "…", "parameters": {"type": "object"}}]';
 
 export function Parameters(): JSX.Element {
   const { settings } = openChat.value;
+  const model = modelOf(settings.model);
+  const usual = model?.sampling ?? {};
   return (
     <div class="parameters">
       <TextArea
@@ -22,10 +27,33 @@ export function Parameters(): JSX.Element {
         placeholder="How the model should answer"
         onInput={(system) => changeSettings({ system })}
       />
-      <OptionalSlider label="Temperature" name="temperature" max={2} usual={1} hint="0 takes the likeliest token each time." />
-      <OptionalSlider label="Top p" name="topP" max={1} usual={1} hint="Only the likeliest tokens with this share in all." />
-      <OptionalNumber label="Longest answer, in tokens" name="maxTokens" least={1} />
-      <OptionalNumber label="Seed" name="seed" least={0} hint="The same seed gives the same answer. Empty: drawn anew for each." />
+      <OptionalSlider
+        label="Temperature"
+        name="temperature"
+        max={2}
+        usual={usual.temperature}
+        hint="0 takes the likeliest token each time."
+      />
+      <OptionalSlider
+        label="Top p"
+        name="topP"
+        max={1}
+        usual={usual.top_p}
+        hint="Only the likeliest tokens with this share in all."
+      />
+      <OptionalNumber
+        label="Longest answer, in tokens"
+        name="maxTokens"
+        least={1}
+        placeholder={lengthText(model)}
+      />
+      <OptionalNumber
+        label="Seed"
+        name="seed"
+        least={0}
+        placeholder="random"
+        hint="The same seed gives the same answer. Empty: drawn anew for each."
+      />
       <Thinking />
       <TextArea
         label="Answer as JSON of this schema"
@@ -64,8 +92,8 @@ interface SliderProps {
   label: string;
   name: "temperature" | "topP";
   max: number;
-  /** Where the slider is while the model's own default counts. */
-  usual: number;
+  /** The model's own default; undefined while it is not known, before the model is loaded. */
+  usual: number | undefined;
   hint: string;
 }
 
@@ -76,12 +104,12 @@ function OptionalSlider({ label, name, max, usual, hint }: SliderProps): JSX.Ele
     <div class="optional">
       <Slider
         label={label}
-        value={value ?? usual}
+        value={value ?? usual ?? 1}
         min={0}
         max={max}
         step={0.05}
-        format={(shown) => (value === null ? "default" : shown.toFixed(2))}
-        hint={hint}
+        format={(shown) => (value !== null ? shown.toFixed(2) : usual === undefined ? "default" : usual.toFixed(2))}
+        hint={value === null ? `${hint} ${defaultText(usual)}` : hint}
         onInput={set}
       />
       {value !== null && (
@@ -93,14 +121,26 @@ function OptionalSlider({ label, name, max, usual, hint }: SliderProps): JSX.Ele
   );
 }
 
+/** Return how long answers are without a limit of the user's. */
+function lengthText(model: Model | undefined): string {
+  const limit = model?.sampling?.max_tokens;
+  return limit ? `at most ${countText(Math.min(limit, model.max_model_len ?? limit))}` : "as long as the model likes";
+}
+
+function defaultText(usual: number | undefined): string {
+  return usual === undefined ? "The model's default is known once it is loaded." : "This is the model's default.";
+}
+
 interface NumberProps {
   label: string;
   name: "maxTokens" | "seed";
   least: number;
+  /** What counts while nothing is given. */
+  placeholder: string;
   hint?: string;
 }
 
-function OptionalNumber({ label, name, least, hint }: NumberProps): JSX.Element {
+function OptionalNumber({ label, name, least, placeholder, hint }: NumberProps): JSX.Element {
   const value = openChat.value.settings[name];
   const [wrong, setWrong] = useState<string | null>(null); // what was typed, if it is no such number
   const read = (text: string): void => {
@@ -109,7 +149,6 @@ function OptionalNumber({ label, name, least, hint }: NumberProps): JSX.Element 
     setWrong(isRight ? null : text);
     changeSettings({ [name]: isRight ? number : null } as Partial<Settings>);
   };
-  const placeholder = name === "seed" ? "random" : "as long as the model likes";
   return (
     <TextField
       label={label}

@@ -6,6 +6,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { openChat } from "../../chat/chats.ts";
 import { running, runningIn } from "../../chat/generation.ts";
 import { pathOf } from "../../chat/tree.ts";
+import { Legend } from "../../paint/painted.tsx";
 import { isPainting, setPainting, type Traced, traceOf } from "../../paint/traces.ts";
 import { Button } from "../../ui/button.tsx";
 import type { Passes } from "../../passes/panel.tsx";
@@ -51,20 +52,23 @@ export function PassesPanel(): JSX.Element {
     );
   }, []);
   const id = shownId();
-  const isWriting = id !== undefined && running.value.has(id);
   const message = pathOf(openChat.value).find((own) => own.id === id);
-  const traced = useSlowly(id === undefined ? null : traceOf(id));
+  const traced = useSlowly(message === undefined ? null : traceOf(message));
+  const isWriting = id !== undefined && running.value.has(id);
+  // of an answer that was written before the page was opened, only the paint is kept
+  const hasPasses = traced !== null && (isWriting || traced.trace.passes.length > 0);
   return (
     <>
       {hasFailed && <p class="muted">This part of the page could not be loaded. Load the page again.</p>}
-      {traced === null && (
+      {traced !== null && !hasPasses && <Legend shares={traced.trace.shares()} />}
+      {!hasPasses && (
         <p class="muted">
           {id === undefined
             ? "Ask something: this shows how the answer comes about."
             : "The passes of this answer are not known: they are kept only while the page is open."}
         </p>
       )}
-      {Content !== null && traced !== null && (
+      {Content !== null && traced !== null && hasPasses && (
         <Content
           key={id}
           trace={traced.trace}

@@ -25,7 +25,7 @@ export function raceAnswer(message: Message): void {
 /** Save an answer as one HTML file with its paint. */
 export async function savePainted(message: Message): Promise<void> {
   const answer = message.answer!;
-  const traced = traceOf(message.id);
+  const traced = traceOf(message);
   if (traced === null) return;
   try {
     const { saveAnswer } = await import("../../export/save.ts");

@@ -4,7 +4,8 @@ import { useEffect, useRef } from "preact/hooks";
 
 import type { Message } from "../../chat/model.ts";
 import { canHighlight, paintMarkdown, paintPlain, unpaint } from "../../paint/highlight.ts";
-import { Legend } from "../../paint/painted.tsx";
+import { Legend, PaintedText } from "../../paint/painted.tsx";
+import type { AnswerTrace } from "../../paint/trace.ts";
 import { isPainting, traceOf } from "../../paint/traces.ts";
 import { Menu } from "../../ui/menu.tsx";
 import { openPanel } from "./panels.ts";
@@ -16,7 +17,7 @@ const PAINT_MS = 100; // between two changes of the tint, each of which the brow
 /** The tint of the answer around this element, and its legend. */
 export function Paint({ message }: { message: Message }): JSX.Element | null {
   const place = useRef<HTMLDivElement>(null);
-  const traced = traceOf(message.id);
+  const traced = traceOf(message);
   const isShown = isPainting.value && traced !== null;
   const trace = isShown ? traced.trace : null;
   const isInPanel = openPanel.value === "passes" && shownId() === message.id; // which has the legend too
@@ -49,20 +50,38 @@ export function Paint({ message }: { message: Message }): JSX.Element | null {
   }, [trace]);
   return (
     <div class="paint-legend" ref={place}>
-      {trace !== null && trace.tokens.length > 0 && !isInPanel && <Legend shares={trace.shares()} />}
+      {trace !== null && !isInPanel && <LegendOf trace={trace} />}
     </div>
+  );
+}
+
+/** The legend of an answer's tint, and where the browser cannot tint the text, a copy of it that is. */
+function LegendOf({ trace }: { trace: AnswerTrace }): JSX.Element | null {
+  const shares = trace.shares();
+  if (shares.length === 0) return null;
+  return (
+    <>
+      <Legend shares={shares} />
+      {!canHighlight && (
+        <details class="tinted-copy">
+          <summary>This browser cannot tint the answer itself: show a tinted copy</summary>
+          <PaintedText stretches={trace.stretches("reasoning")} />
+          <PaintedText stretches={trace.stretches("content")} />
+        </details>
+      )}
+    </>
   );
 }
 
 /** What can be done with an answer and its trace. */
 export function TraceTools({ message }: { message: Message }): JSX.Element | null {
   if (!message.answer) return null;
-  const isTraced = traceOf(message.id) !== null;
+  const traced = traceOf(message);
   const items = [
     { name: "Race it against plain decoding", run: () => raceAnswer(message) },
-    ...(isTraced
+    ...(traced
       ? [
-          { name: "Show its passes", run: () => showPasses(message) },
+          ...(traced.trace.passes.length > 0 ? [{ name: "Show its passes", run: () => showPasses(message) }] : []),
           { name: "Save it as a page", run: () => void savePainted(message) },
         ]
       : []),

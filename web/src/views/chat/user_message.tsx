@@ -5,6 +5,7 @@ import { useState } from "preact/hooks";
 import type { Message, TextFile } from "../../chat/model.ts";
 import { IconButton } from "../../ui/button.tsx";
 import { Icon } from "../../ui/icons.tsx";
+import { several } from "../../units.ts";
 import { sendInstead } from "./actions.ts";
 import { Branches } from "./branches.tsx";
 import { CopyButton } from "./copy_button.tsx";
@@ -65,5 +66,5 @@ export function Files({ files, onRemove }: { files: TextFile[]; onRemove?: (file
 }
 
 function sizeOf(text: string): string {
-  return text.length < 1000 ? `${text.length} characters` : `${(text.length / 1000).toFixed(1)} k characters`;
+  return text.length < 1000 ? several(text.length, "character") : `${(text.length / 1000).toFixed(1)} k characters`;
 }

@@ -40,6 +40,8 @@ export interface PlanPlaces {
 export interface Forecast {
   tokens_per_second: number;
   users: number;
+  /** As many as were asked about: those beyond `users` wait for their turn. */
+  users_asked: number;
   tokens_per_second_all: number;
   first_token_seconds: number;
   tokens_per_pass: number;

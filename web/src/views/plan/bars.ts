@@ -93,7 +93,7 @@ function filled(parts: Part[]): Part[] {
 
 /** Return the bytes that the parts of a bar take together. */
 export function usedBytes({ parts }: Bar): number {
-  return parts.reduce((sum, { nbytes }) => sum + nbytes, 0);
+  return sum(parts.map(({ nbytes }) => nbytes));
 }
 
 /** A part's place in the drawing, in percent of its width. */
@@ -103,16 +103,37 @@ export interface Placed {
   width: number;
 }
 
-/** Return where each part is drawn. Parts that are more than the capacity fill the whole width. */
+const LEAST_SHARE = 0.1; // of its memory that a bar uses: below it, the bar shows what is used alone
+const LEAST_WIDTH = 0.75; // percent: a narrower part could not be seen
+
+/** Return whether a bar shows only what is used, because that is a small part of the memory. */
+export function isEnlarged(bar: Bar): boolean {
+  return bar.capacity !== null && usedBytes(bar) < LEAST_SHARE * bar.capacity;
+}
+
+/**
+ * Return where each part is drawn. Parts that are more than the capacity fill the whole width; no part
+ * is so narrow that it could not be seen.
+ */
 export function placed(bar: Bar): Placed[] {
-  const whole = Math.max(usedBytes(bar), bar.capacity ?? 0, 1);
+  const used = usedBytes(bar);
+  const whole = Math.max(used, isEnlarged(bar) ? 0 : (bar.capacity ?? 0), 1);
+  const shares = bar.parts.map(({ nbytes }) => (100 * nbytes) / whole);
+  const widened = shares.map((share) => Math.max(share, LEAST_WIDTH));
+  const excess = sum(widened) - (100 * used) / whole;
+  const wide = sum(widened.filter((width) => width > LEAST_WIDTH).map((width) => width - LEAST_WIDTH));
+  const kept = wide > 0 ? Math.max(0, 1 - excess / wide) : 1; // of what parts are wider than the least width
   let start = 0;
-  return bar.parts.map((found) => {
-    const width = (100 * found.nbytes) / whole;
+  return bar.parts.map((found, index) => {
+    const width = LEAST_WIDTH + (widened[index]! - LEAST_WIDTH) * kept;
     const at = { part: found, start, width };
     start += width;
     return at;
   });
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
 }
 
 /** Return how full a bar is: "6.1 GiB of 8 GiB". */

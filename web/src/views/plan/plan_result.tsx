@@ -5,7 +5,7 @@ import { Button } from "../../ui/button.tsx";
 import { copyText } from "../../ui/copy.ts";
 import { sizeText } from "../../units.ts";
 import type { PlanAnswer } from "./answer.ts";
-import { type Bar, barSentence, barsOf, fillText, placed } from "./bars.ts";
+import { type Bar, barSentence, barsOf, fillText, isEnlarged, placed, usedBytes } from "./bars.ts";
 import { canTry, gainWords, withGain } from "./gains.ts";
 import { commandOf, slidersFor } from "./sliders.ts";
 import { asked, figures, isComputing, machineKind } from "./state.ts";
@@ -70,6 +70,7 @@ function BarView({ bar }: { bar: Bar }): JSX.Element {
           </rect>
         ))}
       </svg>
+      {isEnlarged(bar) && <p class="small muted">{enlargedText(bar)}</p>}
       <ul class="memory-legend">
         {bar.parts.map(({ kind, name, nbytes, note }) => (
           <li key={name}>
@@ -83,6 +84,12 @@ function BarView({ bar }: { bar: Bar }): JSX.Element {
       {bar.remark && <p class="small muted">{bar.remark}</p>}
     </div>
   );
+}
+
+/** Say that a bar does not show the memory that is free. */
+function enlargedText(bar: Bar): string {
+  const percent = (100 * usedBytes(bar)) / bar.capacity!;
+  return `The bar shows what is used, ${percent < 1 ? "less than 1" : Math.round(percent)} % of the memory. The rest is free.`;
 }
 
 function Assumptions({ plan }: { plan: PlanAnswer }): JSX.Element {

@@ -1,8 +1,8 @@
 /** The speeds that a plan expects. */
 import type { JSX } from "preact";
 
-import { figureText, secondsText, several } from "../../units.ts";
-import type { PlanAnswer } from "./answer.ts";
+import { countText, figureText, secondsText, several } from "../../units.ts";
+import type { Forecast, PlanAnswer } from "./answer.ts";
 import { isComputing, problem } from "./state.ts";
 
 export function Speeds({ plan }: { plan: PlanAnswer | null }): JSX.Element {
@@ -18,7 +18,7 @@ export function Speeds({ plan }: { plan: PlanAnswer | null }): JSX.Element {
           </dd>
         </div>
         <div>
-          <dt>{forecast ? several(forecast.users, "user") : "Several users"}</dt>
+          <dt>{forecast ? usersText(forecast) : "Several users"}</dt>
           <dd>
             <strong>{forecast ? figureText(forecast.tokens_per_second_all) : "–"}</strong> tokens/s
           </dd>
@@ -30,9 +30,19 @@ export function Speeds({ plan }: { plan: PlanAnswer | null }): JSX.Element {
           </dd>
         </div>
       </dl>
+      {forecast && forecast.users_asked > forecast.users && <p class="small">{waitingText(forecast)}</p>}
       <p class="small muted">{isComputing.value ? computingText(plan) : forecast ? passText(plan) : ""}</p>
     </section>
   );
+}
+
+function usersText({ users, users_asked: asked }: Forecast): string {
+  return asked > users ? `${countText(users)} of ${several(asked, "user")}` : several(users, "user");
+}
+
+function waitingText({ users, users_asked: asked }: Forecast): string {
+  const others = asked - users;
+  return `${several(users, "answer")} ${users === 1 ? "is" : "are"} written at once; ${countText(others)} more ${others === 1 ? "user waits" : "users wait"} for their turn.`;
 }
 
 function computingText(plan: PlanAnswer | null): string {

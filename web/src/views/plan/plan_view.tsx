@@ -6,16 +6,29 @@ import { modelOf, models, modelsState, refreshModels, refreshModelsUnasked } fro
 import { go, hashOf, route } from "../../router.ts";
 import { Button } from "../../ui/button.tsx";
 import { Field } from "../../ui/fields.tsx";
-import { answer, figures, isComputing, machineKind, planNow, problem, asked, stopPlanning } from "./state.ts";
+import {
+  answer,
+  asked,
+  figures,
+  isComputing,
+  machineKind,
+  planNow,
+  problem,
+  readAddress,
+  stopPlanning,
+  writeAddress,
+} from "./state.ts";
 import { PlanResult } from "./plan_result.tsx";
 import { Sliders } from "./plan_sliders.tsx";
 import { Speeds } from "./plan_speeds.tsx";
 import type { MachineKind } from "./sliders.ts";
 
 const MODELS_AGAIN_MS = 5000;
+const ADDRESS_MS = 200; // for which a slider has to rest: browsers limit how often an address changes
 
 export function PlanView(): JSX.Element {
   useModels();
+  useAddress();
   const model = modelOf(route.value.rest.join("/") || null)?.id ?? null;
   useEffect(() => {
     if (model !== null) planNow(model, { isAtOnce: answer.peek() === null });
@@ -90,7 +103,10 @@ function Machine({ model }: { model: string | null }): JSX.Element {
             {...wiring}
             class="input"
             value={model ?? ""}
-            onChange={(event) => go(hashOf("plan", event.currentTarget.value), { replace: true })}
+            onChange={(event) => {
+              go(hashOf("plan", event.currentTarget.value), { replace: true });
+              writeAddress();
+            }}
           >
             {models.value.map(({ id }) => (
               <option key={id} value={id}>
@@ -140,6 +156,15 @@ function Problem({ model }: { model: string }): JSX.Element {
       </div>
     </div>
   );
+}
+
+/** Keep the figures and the address the same. */
+function useAddress(): void {
+  useEffect(readAddress, [route.value]);
+  useEffect(() => {
+    const timer = setTimeout(writeAddress, ADDRESS_MS);
+    return () => clearTimeout(timer);
+  }, [machineKind.value, asked.value, route.value]);
 }
 
 /** Read the list of models, again and again while the server does not answer. */

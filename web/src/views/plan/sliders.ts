@@ -1,6 +1,6 @@
 /** The sliders of a machine's figures: which there are, their steps, and how a figure reads. */
 import { figureText, sizeText } from "../../units.ts";
-import type { Asked, FigureName, PlanAnswer } from "./answer.ts";
+import { type Asked, type FigureName, FIGURES, type PlanAnswer } from "./answer.ts";
 
 const GIB = 2 ** 30;
 
@@ -70,6 +70,13 @@ export function slidersFor(kind: MachineKind, answer: PlanAnswer | null): Slider
   return [SLIDERS.ram, ...(hasLink ? [SLIDERS.link_gbps] : []), SLIDERS.disk_gbps, SLIDERS.users];
 }
 
+/** Return the server's words with the names that the sliders have for fields. */
+export function inSliderWords(message: string): string {
+  return message.replace(/'([a-z_]+)'/g, (whole, field: string) =>
+    Object.hasOwn(SLIDERS, field) ? `“${SLIDERS[field as FigureName].label}”` : whole,
+  );
+}
+
 /** Return the figures that are sent for a machine. A card needs its size to be one. */
 export function figuresFor(kind: MachineKind, asked: Asked): Asked {
   if (kind === "card") return { device_memory: DEFAULT_CARD, ...asked };
@@ -81,7 +88,7 @@ const DEFAULT_CARD = 8 * GIB;
 
 /** Return a figure with its unit. */
 export function figureOf(name: FigureName, value: number): string {
-  if (name === "device_memory" || name === "ram") return sizeText(value);
+  if (isSize(name)) return sizeText(value);
   return name === "users" ? String(value) : `${figureText(value)} GB/s`;
 }
 
@@ -89,8 +96,50 @@ export function figureOf(name: FigureName, value: number): string {
 export function presentFigure(name: FigureName, asked: Asked, answer: PlanAnswer | null): number | null {
   const own = asked[name];
   if (own !== undefined) return own;
-  if (name === "users") return answer?.forecast.users ?? USERS;
+  if (name === "users") return answer?.forecast.users_asked ?? USERS;
   return answer?.machine[name] ?? null;
+}
+
+/** The bounds that the server has for figures: sizes in bytes, speeds in GB/s, users. */
+const BOUNDS: Record<"size" | "speed" | "users", [least: number, most: number]> = {
+  size: [2 ** 20, 2 ** 50],
+  speed: [1e-3, 1e6],
+  users: [1, 1024],
+};
+const UNITS: Record<string, number> = { "": 1, MiB: 2 ** 20, GiB: GIB, TiB: 2 ** 40 };
+
+/** Return the part of an address that describes a machine: "machine=card&ram=24GiB". */
+export function queryOf(kind: MachineKind, asked: Asked): URLSearchParams {
+  const query = new URLSearchParams(kind === "own" ? {} : { machine: kind });
+  for (const name of FIGURES) {
+    const value = asked[name];
+    if (value !== undefined) query.set(name, isSize(name) ? sizeOption(value) : String(value));
+  }
+  return query;
+}
+
+/** Return the machine that an address describes. What is no figure, or out of bounds, is left out. */
+export function machineFrom(query: URLSearchParams): { kind: MachineKind; asked: Asked } {
+  const asked: Asked = {};
+  for (const name of FIGURES) {
+    const value = readFigure(name, query.get(name) ?? "");
+    if (value !== null) asked[name] = value;
+  }
+  return { kind: query.get("machine") === "card" ? "card" : "own", asked };
+}
+
+function readFigure(name: FigureName, text: string): number | null {
+  const [, number, unit] = /^(\d{1,16}(?:\.\d{1,9})?)([KMGT]iB)?$/.exec(text) ?? [];
+  const factor = UNITS[unit ?? ""];
+  if (number === undefined || factor === undefined || (unit !== undefined && !isSize(name))) return null;
+  const value = Number(number) * factor;
+  const [least, most] = BOUNDS[isSize(name) ? "size" : name === "users" ? "users" : "speed"];
+  const isWhole = Number.isInteger(value) || (!isSize(name) && name !== "users");
+  return isWhole && value >= least && value <= most ? value : null;
+}
+
+function isSize(name: FigureName): boolean {
+  return name === "device_memory" || name === "ram";
 }
 
 /** Return the step of a slider that is nearest to a figure, by ratio. */
@@ -103,7 +152,7 @@ export function stepAt(steps: readonly number[], value: number): number {
 export function commandOf(model: string, figures: Asked): string {
   const options = Object.values(SLIDERS).flatMap(({ name, option }) => {
     const value = figures[name];
-    return value === undefined ? [] : [`${option} ${name === "device_memory" || name === "ram" ? sizeOption(value) : value}`];
+    return value === undefined ? [] : [`${option} ${isSize(name) ? sizeOption(value) : value}`];
   });
   return ["understudy plan", quoted(model), ...options].join(" ");
 }

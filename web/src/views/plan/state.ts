@@ -6,8 +6,9 @@ import { ApiError, ConnectionError } from "../../api/errors.ts";
 import { announce } from "../../ui/announce.tsx";
 import { figureText } from "../../units.ts";
 import type { Asked, FigureName, PlanAnswer } from "./answer.ts";
+import { go, hashOf, route } from "../../router.ts";
 import { Latest } from "./latest.ts";
-import { figuresFor, type MachineKind } from "./sliders.ts";
+import { figuresFor, inSliderWords, machineFrom, type MachineKind, queryOf } from "./sliders.ts";
 
 const DELAY_MS = 300; // for which a slider has to rest
 
@@ -59,6 +60,23 @@ export function stopPlanning(): void {
   isComputing.value = false;
 }
 
+/** Plan for the machine that the address describes, if it does. */
+export function readAddress(): void {
+  const { query } = route.peek();
+  if (query.size === 0 || query.toString() === queryOf(machineKind.peek(), asked.peek()).toString()) return;
+  const found = machineFrom(query);
+  machineKind.value = found.kind;
+  asked.value = found.asked;
+}
+
+/** Have the address describe the machine, so that it can be kept and sent to others. */
+export function writeAddress(): void {
+  const { view, rest, query } = route.peek();
+  const wanted = queryOf(machineKind.peek(), asked.peek()).toString();
+  if (query.toString() === wanted) return;
+  go(`${hashOf(view, ...rest)}${wanted && `?${wanted}`}`, { replace: true });
+}
+
 export function setFigure(name: FigureName, value: number | null): void {
   const { [name]: _, ...others } = asked.peek();
   asked.value = value === null ? others : { ...others, [name]: value };
@@ -71,7 +89,7 @@ export function speedSentence({ model_id: model, forecast }: PlanAnswer): string
 }
 
 function problemOf(error: unknown): { text: string; doesNotFit: boolean } {
-  if (error instanceof ApiError) return { text: error.message, doesNotFit: error.code === "does_not_fit" };
+  if (error instanceof ApiError) return { text: inSliderWords(error.message), doesNotFit: error.code === "does_not_fit" };
   if (error instanceof ConnectionError) return { text: error.message, doesNotFit: false };
   throw error;
 }
