@@ -27,6 +27,7 @@ PACKAGES: tuple[str, ...] = (
     "server.text",
     "server.conversation",
     "server.config",
+    "server.logs",
     "server.metrics",
     "server.schemas",
     "server",
@@ -80,6 +81,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.process.engine_process"),
     ("server*", "engine.text.detokenize"),
     ("server*", "engine.errors"),
+    ("server*", "engine.log_lines"),
     ("server*", "engine.files"),  # reading small files within bounds
     ("server*", "engine.messages"),
     ("server*", "engine.pass_trace"),

@@ -121,6 +121,7 @@ class EngineClient:
         continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
         traced_nodes: int = 0,
+        http_id: str = "",
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
@@ -130,7 +131,7 @@ class EngineClient:
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
-            key, prediction, answer_format, traced_nodes: as in `Generate`.
+            key, prediction, answer_format, traced_nodes, http_id: as in `Generate`.
             continued: the tokens that the client has, by choice; the stream goes on after them, and
                 begins with a replay for each such choice.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
@@ -154,6 +155,7 @@ class EngineClient:
             emitted=tuple(tails) if any(continued.values()) else (),
             is_continued=any(continued.values()),
             traced_nodes=traced_nodes,
+            http_id=http_id,
         )
         check_request(message, info)
         events: EventQueue = asyncio.Queue()

@@ -32,11 +32,11 @@ class Caller:
     measurement: Measurement
 
 
-def note_left_out(request_id: str, measurement: Measurement, names: Sequence[str]) -> None:
+def note_left_out(measurement: Measurement, names: Sequence[str]) -> None:
     """Report what of a request is left out: in the header of its answer, and in the log."""
     if names:
         measurement.leave_out(names)
-        log.info("%s: left out of the request: %s", request_id, measurement.left_out)
+        log.info("left out of the request: %s", measurement.left_out)
 
 
 class Writer(Protocol[ChunkT_co]):
@@ -148,7 +148,7 @@ async def run(
     before = model.statistics.history.sums
     caller.measurement.begin(answer.totals)
     with name_grammar_field(body):
-        outputs = generate(model, job, caller.measurement.wait, answer.totals)
+        outputs = generate(model, job, caller.request_id, caller.measurement.wait, answer.totals)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 if caller.measurement.first_token_s is None and model.engine.info is not None:
@@ -159,8 +159,7 @@ async def run(
                     yield chunk
     caller.measurement.complete()
     log.info(
-        "%s: %s %s: %s%s",
-        caller.request_id,
+        "%s %s: %s%s",
         job.id,
         model.entry.id,
         answer.totals.summary(),

@@ -58,7 +58,7 @@ class Output:
 
 
 async def generate(
-    model: LoadedModel, job: Job, wait: Wait, totals: Totals
+    model: LoadedModel, job: Job, http_id: str, wait: Wait, totals: Totals
 ) -> AsyncGenerator[Output, None]:
     """Run a job, and yield its outputs. Closing the generator aborts what still runs.
 
@@ -67,6 +67,9 @@ async def generate(
     much of each prompt is in the cache.
 
     Raise the `EngineError` of the first prompt that is refused or fails.
+
+    Args:
+        http_id: the id of the HTTP request.
     """
     if job.params.max_tokens == 0 and job.params.prompt_logprobs is None:
         for output in _empty_outputs(job):
@@ -100,6 +103,7 @@ async def generate(
                 job.answer_format,
                 job.continued_of(i),
                 traced_nodes=job.traced_nodes,
+                http_id=http_id,
                 on_prompt=functools.partial(note_prompt, i),
                 on_lost=functools.partial(note_lost, i),
             )

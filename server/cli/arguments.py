@@ -177,6 +177,12 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--insecure", action="store_true", help="allow other machines to connect without a key"
     )
+    serve.add_argument(
+        "--log-format", metavar="FORMAT", help="text, or json for programs (default: text)"
+    )
+    serve.add_argument(
+        "--access-log", action="store_true", help="write a line to the log for each request"
+    )
     serve.add_argument("--save", action="store_true", help="write a file for a model without one")
 
 

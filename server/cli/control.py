@@ -28,7 +28,7 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
             with connect_to(url, args, env) as remote:
                 found[remote.url] = remote.status()
         except RemoteError as error:
-            console.line(f"understudy: error: {error}")
+            console.error(error)
             code = 1
     if not found:
         return code

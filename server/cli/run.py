@@ -24,7 +24,7 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     try:
         return _run(args, parsers, console, signals)
     except (ConfigError, EngineError) as error:
-        console.line(f"understudy: error: {error}")
+        console.error(error)
         return 1
     except KeyboardInterrupt:  # of commands that use `raise_interrupts`
         return INTERRUPTED

@@ -142,27 +142,41 @@ def serve(
     args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
 ) -> int:
     """Run the server until a signal or an error ends it, and return the exit code."""
-    explicit = asked_folder(args.config, env)
-    folders = search_path(explicit, Path.cwd(), env)
+    folders = search_path(asked_folder(args.config, env), Path.cwd(), env)
     options = {
         "host": args.host,
         "port": args.port,
         "default_model": args.model,
         "api_key_file": args.api_key_file,
         "insecure": args.insecure or None,
+        "log_format": args.log_format,
+        "access_log": args.access_log or None,
     }
     settings = load_settings(folders, env, options)
+    with console.taking_logs(settings) as drain:
+        return _serve(args, env, settings, folders, console, signals, drain)
+
+
+def _serve(
+    args: argparse.Namespace,
+    env: Mapping[str, str],
+    settings: Settings,
+    folders: Sequence[Path],
+    console: Console,
+    signals: EndSignals,
+    drain: Callable[[], None],
+) -> int:
     check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
     registry = open_registry(folders, settings)
     entry = registry.find(None)
-    console.take_logs(settings.log_level)
     if args.api_key is not None:
         console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
     if args.save and entry.path is not None:
         console.line(f"{entry.id} already has a file: {entry.path}")
-    saved = save_folder(explicit, Path.cwd(), env) / "models" / f"{entry.id}.yaml"
+    saves = save_folder(asked_folder(args.config, env), Path.cwd(), env)
+    saved = saves / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
     config = http_config(app, settings.client_timeout)
@@ -182,6 +196,7 @@ def serve(
 
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
         if signals.first is not None:
+            drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
 
@@ -210,7 +225,7 @@ async def _run(
     except EngineError as error:
         code = INTERRUPTED if signals.first is signal.SIGINT else 0
         if signals.first is None:
-            console.line(f"understudy: error: {error}")
+            console.error(error)
             server.end()
             code = 1
     try:

@@ -48,6 +48,8 @@ class Settings(Section):
     shutdown_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0  # 0: at once
     max_body_bytes: Annotated[Size, Field(ge=1024)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False  # whether the log has a line for each request
     api_key_file: Path | None = None
     cors_origins: Origins = ()  # web pages of these origins may send requests; "*": of all
     allowed_hosts: HostNames = ()  # further host names of this server, if it has no keys; "*": any

@@ -23,6 +23,7 @@ from server.http.origins import PagePolicy
 from server.http.page import page_routes
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
+from server.logs.access import log_access
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.models.planner import Planner
@@ -90,7 +91,9 @@ def create_app(
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.count)
+    app.add_middleware(
+        Measure, routes=measured_routes(apis), ended=[metrics.requests.count, log_access]
+    )
     app.add_middleware(RequestId)
     return app
 

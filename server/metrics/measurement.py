@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait
 
+CLIENT_GONE = 499  # nginx's status for a client that left; the answer is not sent
 LONGEST_LIST = 2000  # characters: many clients and proxies take headers of 8 KiB, all together
 
 
@@ -28,18 +29,24 @@ class Measurement:
     """The measured properties of a request, which become known while it is served."""
 
     route: str  # "" for requests that generate nothing
+    method: str = "-"
+    path: str = "-"  # without the query
+    client: str = "-"  # its address
+    request_id: str = ""
     model: str = ""  # the id of the model, once it is known to exist
     outcome: str = ""  # a finish reason, the code of an error or "client_left"; "" while unknown
     first_token_s: float | None = None  # seconds from the request to its first token
+    status: int = 0  # what the client saw; of a stream that failed, that of its error
     left_out: str = ""  # what of the request the model was not given
     totals: Totals | None = None  # of the answer, once it is begun
     wait: Wait = field(default_factory=Wait)
     started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Return the seconds since the request arrived."""
-        return time.perf_counter() - self.started
+        """Return the seconds since the request arrived, until its answer has ended."""
+        return (self.ended or time.perf_counter()) - self.started
 
     def set_model(self, model: str) -> None:
         """Note the id of the model that the request is for."""
@@ -64,14 +71,21 @@ class Measurement:
         assert self.totals is not None, "the answer was begun"
         self.outcome = self.totals.finish
 
-    def fail(self, code: str | None) -> None:
-        """Note the code of the error with which the request ends."""
-        self.outcome = code or ""
+    def fail(self, code: str | None, status: int) -> None:
+        """Note the code and the status of the error with which the request ends."""
+        self.outcome, self.status = code or "", status
 
     def leave(self) -> None:
         """Note that the client left, unless the outcome is already known."""
-        self.outcome = self.outcome or "client_left"
+        if not self.outcome:
+            self.outcome, self.status = "client_left", CLIENT_GONE
 
     def close(self, status: int) -> None:
-        """Note that the answer has ended; its status is the outcome if nothing else is known."""
+        """Note that the answer has ended.
+
+        Args:
+            status: that of the answer; it counts, and is the outcome, if nothing else is known.
+        """
+        self.ended = time.perf_counter()
+        self.status = self.status or status
         self.outcome = self.outcome or f"http_{status}"

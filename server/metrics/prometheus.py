@@ -73,8 +73,10 @@ class _Requests:
         self._completion = _counter(registry, "completion_tokens", "Tokens emitted", "model")
 
     def count(self, measured: Measurement) -> None:
-        """Count a request that has ended, with or without success."""
+        """Count a request that has ended, with or without success, if it generates text."""
         route, model = measured.route, measured.model
+        if not route:
+            return
         self._ended.labels(route, model, measured.outcome).inc()
         if measured.first_token_s is not None:
             self._first_token.labels(route, model).observe(measured.first_token_s)

@@ -246,6 +246,7 @@ class FakeEngine:
         continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
         traced_nodes: int = 0,
+        http_id: str = "",
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
@@ -265,6 +266,7 @@ class FakeEngine:
             answer_format,
             emitted=tuple(tails),
             traced_nodes=traced_nodes,
+            http_id=http_id,
         )
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
