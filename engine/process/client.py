@@ -124,6 +124,7 @@ class EngineClient:
         http_id: str = "",
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         """Send a request to the engine, and return the stream of its tokens.
 
@@ -138,6 +139,8 @@ class EngineClient:
                 pass of the request begins, about once a second, and when the prompt is complete;
                 after a restart of the process again.
             on_lost: is called when the process has died and the request waits for the next one.
+            on_tokens: is called with the number of new tokens when the engine sends some, which may
+                be long before they are read from the stream.
         """
         info = self._process.ready_info()
         tails = (
@@ -160,7 +163,7 @@ class EngineClient:
         check_request(message, info)
         events: EventQueue = asyncio.Queue()
         most = min(info.context_length, info.capacity_tokens) - len(message.prompt)
-        request = RunningRequest(message, events, on_prompt, on_lost, most)
+        request = RunningRequest(message, events, on_prompt, on_lost, on_tokens, most)
         if self._is_refused(request):
             raise _refusal()
         if len(self._requests) >= self._max_queue:

@@ -79,7 +79,7 @@ async def generate(
     done = [0] * len(job.prompts)
 
     def note_prompt(index: int, num_tokens: int) -> None:
-        totals.note_begun(index, num_tokens)
+        totals.note_begun(index, num_tokens, len(job.prompts[index]))
         done[index] = num_tokens
         wait.note_prompt(sum(done), sum(map(len, job.prompts)))
 
@@ -106,6 +106,7 @@ async def generate(
                 http_id=http_id,
                 on_prompt=functools.partial(note_prompt, i),
                 on_lost=functools.partial(note_lost, i),
+                on_tokens=totals.note_generated,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
             await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds
