@@ -47,10 +47,12 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
             from server.cli.completion import completion
 
             return completion(args, os.environ, parsers)
-        case "ps" | "stop":
+        case "health" | "ps" | "stop":
             from server.cli import control
 
-            command = {"ps": control.ps, "stop": control.stop}[args.command]
+            command = {"health": control.health, "ps": control.ps, "stop": control.stop}[
+                args.command
+            ]
             return command(args, os.environ, console)
         case "top":
             import rich.console

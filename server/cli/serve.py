@@ -27,6 +27,7 @@ from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry,
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
+from server.http.certificate import Certificate, read_certificate
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
 
@@ -148,6 +149,8 @@ def serve(
         "port": args.port,
         "default_model": args.model,
         "api_key_file": args.api_key_file,
+        "tls_cert": args.tls_cert,
+        "tls_key": args.tls_key,
         "insecure": args.insecure or None,
         "log_format": args.log_format,
         "access_log": args.access_log or None,
@@ -169,6 +172,7 @@ def _serve(
     check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
+    certificate = read_certificate(settings.tls_cert, settings.tls_key)
     registry = open_registry(folders, settings)
     entry = registry.find(None)
     if args.api_key is not None:
@@ -179,11 +183,12 @@ def _serve(
     saved = saves / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
     app = create_app(settings, registry, keys=keys, progress=console.progress)
-    config = http_config(app, settings.client_timeout)
+    config = http_config(app, settings.client_timeout, certificate)
+    url = local_url(listener, is_tls=certificate is not None)
     allow_connections()
     with (
         listener,
-        announced(local_url(listener), env),
+        announced(url, env, settings.tls_cert),
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
         server = Server(config, app.shared, console.line)
@@ -192,7 +197,7 @@ def _serve(
 
         def greeting(info: ModelInfo) -> str:
             file = "" if entry.path is not None else offer_file(entry, info, saved, save=args.save)
-            return file + banner(entry, listener, keys, info)
+            return file + banner(entry, url, keys, info)
 
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
         if signals.first is not None:
@@ -242,35 +247,38 @@ def kill_children() -> None:
         child.kill()
 
 
-def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: ModelInfo) -> str:
+def banner(entry: ModelEntry, url: str, keys: ApiKeys, info: ModelInfo) -> str:
     """Return the text that says which model is served at which URL, with a request to try."""
-    url = f"{local_url(listener)}/v1"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
     return (
-        f"\nUnderstudy serves {entry.id} at {url}\n"
-        f"Open {local_url(listener)}/ in a browser to chat.\n"
+        f"\nUnderstudy serves {entry.id} at {url}/v1\n"
+        f"Open {url}/ in a browser to chat.\n"
         f"  {info.plan}\n"
         f"  context {info.context_length} tokens, up to {info.max_sequences} sequences at once, "
         f"{info.numerics} numerics\n\n"
-        f"Try it:\n  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        f"Try it:\n  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         '    -d \'{"messages": [{"role": "user", "content": "Hello!"}]}\'\n'
     )
 
 
-def local_url(listener: socket.socket) -> str:
+def local_url(listener: socket.socket, *, is_tls: bool) -> str:
     """Return the URL at which this machine reaches the server, without /v1."""
     address, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_tls else 'http'}://{host}:{port}"
 
 
-def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
+def http_config(
+    app: FastAPI, client_timeout: float = 60.0, certificate: Certificate | None = None
+) -> uvicorn.Config:
     """Return uvicorn's configuration for `app`.
 
     Args:
         client_timeout: seconds within which clients must send a request or read an answer.
+        certificate: that of a server which speaks TLS.
     """
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=bounded_protocol(client_timeout),
         log_config=None,
@@ -279,6 +287,10 @@ def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
         timeout_keep_alive=KEEP_CONNECTION_S,
         server_header=False,
     )
+    if certificate is not None:
+        config.load()  # which would replace the context
+        config.ssl = certificate.context
+    return config
 
 
 def allow_connections() -> None:

@@ -86,7 +86,12 @@ def create_app(
     app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
     if not keys:
-        policy = PagePolicy(settings.allowed_hosts, settings.cors_origins, socket.gethostname())
+        policy = PagePolicy(
+            settings.allowed_hosts,
+            settings.cors_origins,
+            socket.gethostname(),
+            is_tls=settings.tls_cert is not None,
+        )
         app.add_middleware(Cors, origins=None)
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:

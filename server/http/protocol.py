@@ -220,7 +220,8 @@ class BoundedProtocol(HttpToolsProtocol):
         A connection that is closed with unread bytes is reset, and its answers are lost.
         """
         if not self.transport.is_closing():
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no half-closed connections
+                self.transport.write_eof()
             self._linger_deadline.start()
 
 
