@@ -34,7 +34,7 @@ class LogLine:
 
 def line_of(record: logging.LogRecord) -> LogLine:
     """Return the line of a record."""
-    text = record.getMessage()
+    text = record.getMessage().rstrip("\n")  # those of uvicorn end with one
     if record.name == WARNINGS:  # file, line and message, and the source text in lines of its own
         text = " ".join(text.split())
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."

@@ -26,6 +26,7 @@ PACKAGES: tuple[str, ...] = (
     "server.models",
     "server.text",
     "server.conversation",
+    "server.traces",
     "server.config",
     "server.logs",
     "server.metrics",

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from engine.text.detokenize import TokenBytes
 from server.chat.generation import Job, Output, generate
 from server.chat.grammars import name_grammar_field
-from server.metrics.measurement import Measurement
+from server.metrics.measurement import Asked, Measurement
 from server.metrics.usage import Totals
 from server.models.loaded_model import LoadedModel
 from server.schemas.answers import Costs, Source
@@ -133,6 +133,11 @@ def new_answer(
     )
 
 
+def _asked(job: Job) -> Asked:
+    params = job.params
+    return Asked(job.id, job.num_choices, params.max_tokens, params.temperature, params.top_p)
+
+
 async def run(
     model: LoadedModel,
     body: ChatRequest | CompletionRequest,
@@ -146,7 +151,7 @@ async def run(
     At its end the answer is logged. Closing the generator aborts the job.
     """
     before = model.statistics.history.sums
-    caller.measurement.begin(answer.totals)
+    caller.measurement.begin(answer.totals, _asked(job))
     with name_grammar_field(body):
         outputs = generate(model, job, caller.request_id, caller.measurement.wait, answer.totals)
         async with contextlib.aclosing(outputs):
@@ -154,7 +159,7 @@ async def run(
                 if caller.measurement.first_token_s is None and model.engine.info is not None:
                     # The engine that began it: another one may have died before its first token.
                     answer.source["system_fingerprint"] = model.engine.info.fingerprint
-                caller.measurement.note_token()
+                caller.measurement.note_tokens(len(output.tokens.ids))
                 for chunk in writer.write(output):
                     yield chunk
     caller.measurement.complete()

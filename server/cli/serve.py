@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,6 +30,9 @@ from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.certificate import Certificate, read_certificate
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
+
+if TYPE_CHECKING:  # it imports OpenTelemetry, which is an extra
+    from server.traces.exporting import ExportedTraces
 
 END_POLL_S = 0.02
 LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
@@ -104,6 +107,19 @@ def stopping_text(num_running: int, timeout: float, *, was_loading: bool) -> str
     if not timeout:
         return f"Stopping; {running} and cannot finish."
     return f"{running}; stopping in at most {timeout:g} s. Ctrl-C again stops at once."
+
+
+def open_traces(settings: Settings, env: Mapping[str, str]) -> "ExportedTraces | None":
+    """Return the traces that the settings ask for. Raise `ConfigError` if they are not possible."""
+    if not settings.traces:
+        return None
+    try:
+        from server.traces.exporting import export_traces
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"traces: the package {error.name} is not installed: pip install 'understudy[traces]'"
+        ) from error
+    return export_traces(env)
 
 
 def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
@@ -182,7 +198,9 @@ def _serve(
     saves = save_folder(asked_folder(args.config, env), Path.cwd(), env)
     saved = saves / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
-    app = create_app(settings, registry, keys=keys, progress=console.progress)
+    traces = open_traces(settings, env)
+    ended = None if traces is None else traces.record
+    app = create_app(settings, registry, keys=keys, ended=ended, progress=console.progress)
     config = http_config(app, settings.client_timeout, certificate)
     url = local_url(listener, is_tls=certificate is not None)
     allow_connections()
@@ -200,6 +218,8 @@ def _serve(
             return file + banner(entry, url, keys, info)
 
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
+        if traces is not None:
+            traces.close()
         if signals.first is not None:
             drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar

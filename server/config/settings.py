@@ -51,6 +51,7 @@ class Settings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     access_log: bool = False  # whether the log has a line for each request
+    traces: bool = False  # whether traces are sent by OpenTelemetry
     api_key_file: Path | None = None
     tls_cert: Path | None = None  # a PEM file; with it the server speaks TLS only
     tls_key: Path | None = None  # a PEM file; None: the key is in `tls_cert`

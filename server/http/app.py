@@ -24,6 +24,7 @@ from server.http.page import page_routes
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
 from server.logs.access import log_access
+from server.metrics.measurement import Measurement
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.models.planner import Planner
@@ -51,6 +52,7 @@ def create_app(
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
     planner: Planner | None = None,
+    ended: Callable[[Measurement], None] | None = None,
     progress: Callable[[LoadStep], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
@@ -60,6 +62,7 @@ def create_app(
         keys: without any, every request is allowed, except those of foreign web pages.
         text: does the work that needs a tokenizer; tests give one in this process.
         planner: computes plans; tests give one that needs no torch.
+        ended: is called with the measurement of each request when its answer has ended.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
@@ -96,9 +99,8 @@ def create_app(
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(
-        Measure, routes=measured_routes(apis), ended=[metrics.requests.count, log_access]
-    )
+    reports = [metrics.requests.count, log_access, *([ended] if ended is not None else [])]
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=reports)
     app.add_middleware(RequestId)
     return app
 

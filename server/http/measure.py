@@ -51,6 +51,7 @@ class Measure:
             path=scope["path"],
             client=client[0] if client else "-",
             request_id=scope["state"]["request_id"],
+            headers=scope["headers"],
         )
         scope["state"]["measurement"] = measurement
         status = 500  # unless an answer begins

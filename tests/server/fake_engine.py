@@ -179,6 +179,7 @@ class FakeEngine:
         self.restarted = asyncio.Event()
         self.refusal = ""
         self.num_paused = 0  # requests that have reached `pause`
+        self.num_lost = 0  # requests that have been lost
 
     @property
     def num_outstanding(self) -> int:
@@ -326,6 +327,7 @@ class FakeEngine:
             if self.script.restart is not None and i == longest - 1:
                 assert on_lost is not None and on_prompt is not None
                 on_lost()
+                self.num_lost += 1
                 await self.script.restart.wait()
                 on_prompt(len(message.prompt))
             await asyncio.sleep(self.script.beat)
