@@ -14,11 +14,12 @@ import ssl
 import statistics
 import tempfile
 import time
+from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -31,6 +32,9 @@ from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import describe_machine
 from engine.messages import Origin, SamplingParams, Tokens
 from engine.spec import ModelSpec, TargetSpec
+from engine.text.detokenize import TokenBytes
+from server.chat.echo import Echo
+from server.chat.prepare import PreparedTexts
 from server.cli.serve import Server, bind, http_config
 from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
@@ -38,8 +42,10 @@ from server.http.app import create_app
 from server.http.certificate import Certificate, read_certificate
 from server.logs import access
 from server.logs.formats import JsonFormat, TextFormat
+from server.text.messages import TextFacts
 from server.traces.spans import Traces
 
+PROMPT = [TOKEN] * 8
 REQUESTS = 40  # for each round and side
 CHUNKS = 20  # of each answer
 PAUSE_S = 0.004  # between two tokens
@@ -72,6 +78,28 @@ class SlowEngine(InstantEngine):
                 finish="stop" if is_last else None,
                 stats=stats,
             )
+
+
+class NoText:
+    """A substitute for `TextProcess`: the prompt is given, and preparing it is not measured."""
+
+    def renew(self) -> None:
+        """Do nothing: there is no process."""
+
+    def rest(self) -> None:
+        """Do nothing: there is no process."""
+
+    async def load(self, folder: str, chat_template: str | None) -> TextFacts:
+        return TextFacts(cast(TokenBytes, None), "none")
+
+    async def call(self, function: Callable[..., Any], raw: bytes, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("only `prepare_texts` is called")
+
+    async def call_on_model(self, *_: Any, **__: Any) -> Any:
+        return PreparedTexts([array("q", PROMPT)], [Echo()], "", [], {})
+
+    async def close(self) -> None:
+        """Do nothing: there is no process."""
 
 
 class EncodingExporter(SpanExporter):
@@ -133,7 +161,7 @@ async def _measure(
         plain = await _start(stack, None, None)
         observed = await _start(stack, certificate, Traces(provider).record)
         sides = {"plain": plain, "observed": observed}
-        for number in range(rounds + 1):  # the first one loads the tokenizers
+        for number in range(rounds + 1):  # the first one warms up
             for _ in range(requests):
                 for side in sides.values():
                     handler.setFormatter(side.formatter)
@@ -149,7 +177,8 @@ async def _measure(
 
 def _app(engine: SlowEngine, ended: Callable[..., None] | None) -> Any:
     model = ModelEntry("slow", ModelSpec("slow", TargetSpec("nowhere")), created=0)
-    return create_app(Settings(), Registry([model], model.id), engine, ended=ended)
+    registry = Registry([model], model.id)
+    return create_app(Settings(), registry, engine, text=NoText(), ended=ended)
 
 
 async def _start(
@@ -181,7 +210,7 @@ async def _start(
 
 async def _ask(side: Side) -> None:
     """Send a request, read its stream, and note how late each token came."""
-    body = json.dumps({"prompt": [TOKEN] * 8, "stream": True, "max_tokens": CHUNKS}).encode()
+    body = json.dumps({"prompt": PROMPT, "stream": True, "max_tokens": CHUNKS}).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
         f"traceparent: {TRACEPARENT}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -189,6 +218,8 @@ async def _ask(side: Side) -> None:
     began = time.perf_counter()
     side.writer.write(head.encode() + body)
     arrived: list[float] = []
+    status = await side.reader.readline()
+    assert status.startswith(b"HTTP/1.1 200"), status
     while True:
         line = await side.reader.readline()
         if line.startswith(b"data: {"):
