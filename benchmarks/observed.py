@@ -143,7 +143,7 @@ def measure(certificate: Certificate, rounds: int, requests: int = REQUESTS) -> 
         handler = logging.StreamHandler(file)
         root.addHandler(handler)
         log.setLevel(logging.INFO)
-        loop_factory = http_config(_app(SlowEngine(), None)).get_loop_factory()
+        loop_factory = http_config(_app(SlowEngine(), lambda _: None)).get_loop_factory()
         try:
             with asyncio.Runner(loop_factory=loop_factory) as runner:
                 sides = runner.run(_measure(certificate, handler, rounds, requests))
@@ -158,7 +158,7 @@ async def _measure(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(EncodingExporter()))
     async with AsyncExitStack() as stack:
-        plain = await _start(stack, None, None)
+        plain = await _start(stack, None, lambda _: None)
         observed = await _start(stack, certificate, Traces(provider).record)
         sides = {"plain": plain, "observed": observed}
         for number in range(rounds + 1):  # the first one warms up
@@ -175,14 +175,14 @@ async def _measure(
     return sides
 
 
-def _app(engine: SlowEngine, ended: Callable[..., None] | None) -> Any:
+def _app(engine: SlowEngine, ended: Callable[..., None]) -> Any:
     model = ModelEntry("slow", ModelSpec("slow", TargetSpec("nowhere")), created=0)
     registry = Registry([model], model.id)
     return create_app(Settings(), registry, engine, text=NoText(), ended=ended)
 
 
 async def _start(
-    stack: AsyncExitStack, certificate: Certificate | None, ended: Callable[..., None] | None
+    stack: AsyncExitStack, certificate: Certificate | None, ended: Callable[..., None]
 ) -> Side:
     """Start a server, connect to it, and return the side. `stack` ends both."""
     engine = SlowEngine()
@@ -235,16 +235,10 @@ async def _ask(side: Side) -> None:
 
 
 def _make_figures(sides: dict[str, Side], rounds: int) -> Figures:
-    rows = [
-        [
-            name,
-            len(side.first),
-            1e3 * statistics.median(side.first),
-            1e3 * statistics.median(side.chunks),
-        ]
-        for name, side in sides.items()
-    ]
-    (_, _, first, chunk), (_, _, observed_first, observed_chunk) = rows
+    first = {name: 1e3 * statistics.median(side.first) for name, side in sides.items()}
+    chunk = {name: 1e3 * statistics.median(side.chunks) for name, side in sides.items()}
+    added_first = first["observed"] - first["plain"]
+    added_chunk = chunk["observed"] - chunk["plain"]
     return Figures(
         name="observed",
         title="Latency that TLS, traces, JSON logs and the access log add",
@@ -253,12 +247,12 @@ def _make_figures(sides: dict[str, Side], rounds: int) -> Figures:
             Table(
                 "Medians, milliseconds",
                 ["server", "requests", "until the first token", "from a token to its chunk"],
-                rows,
+                [[name, len(side.first), first[name], chunk[name]] for name, side in sides.items()],
             )
         ],
         bars=[
-            Bar("added until the first token", observed_first - first, "<=", AT_MOST_MS, "ms"),
-            Bar("added to a chunk", observed_chunk - chunk, "<=", AT_MOST_MS, "ms"),
+            Bar("added until the first token", added_first, "<=", AT_MOST_MS, "ms"),
+            Bar("added to a chunk", added_chunk, "<=", AT_MOST_MS, "ms"),
         ],
         machine=describe_machine(),
     )

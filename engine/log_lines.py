@@ -39,8 +39,9 @@ def line_of(record: logging.LogRecord) -> LogLine:
         text = " ".join(text.split())
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
     trace: str = getattr(record, "trace", "")
-    if record.exc_info and record.exc_info[0] is not None:
-        trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        trace = "".join(traceback.format_exception(error)).rstrip("\n")
     return LogLine(
         record.levelno,
         getattr(record, "origin", record.name),

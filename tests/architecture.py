@@ -125,10 +125,15 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("server.config.registry", "none", "an empty list in a message"),
     ("engine.weights.gguf_source", "none", "an empty list in a message"),
     ("engine.weights.gguf_rope", "none", "a type of rope scaling"),
+    ("server.traces.exporting", "none", "a value of OTEL_TRACES_EXPORTER"),
 )
 
 # (file, attribute, reason why it may be set on another object)
 SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
+    ("engine/log_lines.py", "propagate", "loggers of libraries"),
+    ("server/http/certificate.py", "*", "contexts of TLS, which have no constructor for this"),
+    ("server/cli/remote.py", "verify_flags", "a context of TLS"),
+    ("server/cli/serve.py", "ssl", "uvicorn's configuration, which reads a certificate only once"),
     ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
     (
         "engine/model/recurrent.py",

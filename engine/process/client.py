@@ -139,13 +139,9 @@ class EngineClient:
                 pass of the request begins, about once a second, and when the prompt is complete;
                 after a restart of the process again.
             on_lost: is called when the process has died and the request waits for the next one.
-            on_tokens: is called with the number of new tokens when the engine sends some, which may
-                be long before they are read from the stream.
+            on_tokens: is called with the number of new tokens when they arrive, read or not.
         """
         info = self._process.ready_info()
-        tails = (
-            Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
-        )
         message = Generate(
             request_id,
             tuple(prompt),
@@ -155,7 +151,7 @@ class EngineClient:
             speculation,
             tuple(prediction),
             answer_format,
-            emitted=tuple(tails) if any(continued.values()) else (),
+            emitted=_given_tails(continued, n),
             is_continued=any(continued.values()),
             traced_nodes=traced_nodes,
             http_id=http_id,
@@ -323,6 +319,15 @@ class EngineClient:
         """Return whether a request is refused, because processes died of it."""
         is_known = bool(self._deaths)
         return is_known and self._deaths.is_refused(request.fingerprint, time.monotonic())
+
+
+def _given_tails(continued: Mapping[int, Sequence[int]], n: int) -> tuple[Tail, ...]:
+    """Return a tail for each of `n` choices; () if the client has no token of any."""
+    if not any(continued.values()):
+        return ()
+    return tuple(
+        Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
+    )
 
 
 def _refusal(death: EngineError | None = None) -> RequestError:

@@ -62,21 +62,17 @@ async def generate(
 ) -> AsyncGenerator[Output, None]:
     """Run a job, and yield its outputs. Closing the generator aborts what still runs.
 
-    Meanwhile `wait` reports the position of the job's first prompt in the queue, and ends when the
-    engine starts one of the prompts. Then it reports how far the prompts are. `totals` gets how
-    much of each prompt is in the cache.
+    Meanwhile `wait` reports the place of the job's first prompt in the queue, and then how far the
+    prompts are; `totals` gets how much of each is in the cache. `http_id` names the HTTP request.
 
     Raise the `EngineError` of the first prompt that is refused or fails.
-
-    Args:
-        http_id: the id of the HTTP request.
     """
     if job.params.max_tokens == 0 and job.params.prompt_logprobs is None:
         for output in _empty_outputs(job):
             yield output
         return
     wait.set_reason(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
-    done = [0] * len(job.prompts)
+    is_ranked, done = job.best_of > job.n, [0] * len(job.prompts)
 
     def note_prompt(index: int, num_tokens: int) -> None:
         totals.note_begun(index, num_tokens, len(job.prompts[index]))
@@ -89,8 +85,7 @@ async def generate(
 
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
-        is_ranked, params = job.best_of > job.n, job.params
-        params = replace(params, logprobs=params.logprobs or 0) if is_ranked else params
+        params = replace(job.params, logprobs=job.params.logprobs or 0) if is_ranked else job.params
         for i, prompt in enumerate(job.prompts):
             stream = model.engine.generate(
                 f"{job.id}-{i}",

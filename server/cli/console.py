@@ -131,7 +131,7 @@ class Console:
                 "name": logger,
                 "levelno": level,
                 "levelname": logging.getLevelName(level),
-                "msg": text.strip("\n"),
+                "msg": " ".join(text.split()),
             }
         )
         self._print(self._json.format(record))

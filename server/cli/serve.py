@@ -199,7 +199,7 @@ def _serve(
     saved = saves / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
     traces = open_traces(settings, env)
-    ended = None if traces is None else traces.record
+    ended = traces.record if traces is not None else lambda _: None
     app = create_app(settings, registry, keys=keys, ended=ended, progress=console.progress)
     config = http_config(app, settings.client_timeout, certificate)
     url = local_url(listener, is_tls=certificate is not None)

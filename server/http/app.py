@@ -52,7 +52,7 @@ def create_app(
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
     planner: Planner | None = None,
-    ended: Callable[[Measurement], None] | None = None,
+    ended: Callable[[Measurement], None] = lambda _: None,
     progress: Callable[[LoadStep], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
@@ -99,7 +99,7 @@ def create_app(
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    reports = [metrics.requests.count, log_access, *([ended] if ended is not None else [])]
+    reports = [metrics.requests.count, log_access, ended]
     app.add_middleware(Measure, routes=measured_routes(apis), ended=reports)
     app.add_middleware(RequestId)
     return app

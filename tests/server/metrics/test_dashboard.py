@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ async def samples(make_app: MakeApp, engines: FakeEngines) -> dict[str, set[str]
     async with client_of(make_app()) as client:
         await chat(client)
         stats = StateStats(sequences=1, prefixes=1, nbytes=8, hits=1, evictions=1)
-        engines.engine.on_pass(PASS.__class__(**{**PASS.__dict__, "states": stats}))
+        engines.engine.on_pass(replace(PASS, states=stats))
         text = (await client.get("/metrics")).text
     return {sample.name: set(sample.labels) for sample in samples_of(text)}
 
