@@ -99,37 +99,44 @@ def _operation(measured: Measurement) -> str:
 
 
 def _attributes(measured: Measurement) -> dict[str, AttributeValue]:
-    found: dict[str, AttributeValue | None] = {
+    known = {**_of_request(measured), **_of_answer(measured)}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _of_request(measured: Measurement) -> dict[str, AttributeValue | None]:
+    asked = measured.asked
+    return {
         "http.request.method": measured.method,
         "http.route": measured.path,  # routes that generate text have no parameters
         "url.path": measured.path,
         "http.response.status_code": measured.status,
         "client.address": measured.client,
         "error.type": measured.outcome if measured.status >= 400 else None,
+        "understudy.request_id": measured.request_id,
         "gen_ai.operation.name": _operation(measured),
         "gen_ai.provider.name": "understudy",
         "gen_ai.request.model": measured.model or None,
-        "gen_ai.response.model": measured.model or None,
-        "understudy.request_id": measured.request_id,
+        "gen_ai.request.choice.count": None if asked is None else asked.num_choices,
+        "gen_ai.request.max_tokens": None if asked is None else asked.max_tokens,
+        "gen_ai.request.temperature": None if asked is None else asked.temperature,
+        "gen_ai.request.top_p": None if asked is None else asked.top_p,
     }
-    if (asked := measured.asked) is not None:
-        found |= {
-            "gen_ai.response.id": asked.id,
-            "gen_ai.request.choice.count": asked.num_choices,
-            "gen_ai.request.max_tokens": asked.max_tokens,
-            "gen_ai.request.temperature": asked.temperature,
-            "gen_ai.request.top_p": asked.top_p,
-        }
-    if (totals := measured.totals) is not None:
-        timings = totals.timings()
-        found |= {
-            "gen_ai.usage.input_tokens": totals.counts()["prompt_tokens"],
-            "gen_ai.usage.cache_read.input_tokens": totals.num_begun_cached,
-            "gen_ai.usage.output_tokens": totals.num_generated,
-            "gen_ai.response.finish_reasons": [totals.finish] if totals.is_complete else None,
-            "understudy.passes": timings["passes"],
-            "understudy.drafted_rows": timings["draft_n"],
-            "understudy.accepted_rows": timings["draft_n_accepted"],
-            "understudy.resumed": timings["resumed"],
-        }
-    return {name: value for name, value in found.items() if value is not None}
+
+
+def _of_answer(measured: Measurement) -> dict[str, AttributeValue | None]:
+    totals = measured.totals
+    if totals is None or measured.asked is None:  # none was begun
+        return {}
+    timings = totals.timings()
+    return {
+        "gen_ai.response.id": measured.asked.id,
+        "gen_ai.response.model": measured.model,
+        "gen_ai.response.finish_reasons": [totals.finish] if totals.is_complete else None,
+        "gen_ai.usage.input_tokens": totals.counts()["prompt_tokens"],
+        "gen_ai.usage.cache_read.input_tokens": totals.num_begun_cached,
+        "gen_ai.usage.output_tokens": totals.num_generated,
+        "understudy.passes": timings["passes"],
+        "understudy.drafted_rows": timings["draft_n"],
+        "understudy.accepted_rows": timings["draft_n_accepted"],
+        "understudy.resumed": timings["resumed"],
+    }

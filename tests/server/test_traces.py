@@ -1,11 +1,8 @@
 """Tests of the traces of requests, with an exporter that keeps the spans in memory."""
 
 import asyncio
-import json
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -23,12 +20,10 @@ from server.http.auth import ApiKeys
 from server.metrics.measurement import MOST_PASSES
 from server.traces.exporting import export_traces
 from server.traces.spans import Traces
-from tests.architecture import modules
 from tests.server.conftest import chat, client_of, complete, entry
 from tests.server.fake_engine import FakeEngines
 from tests.server.fake_text import FakeText
 
-ROOT = Path(__file__).parents[2]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CANARY = "canary-7f3a"
 
@@ -198,17 +193,3 @@ def test_settings_of_traces_that_are_not_possible_are_refused(
     monkeypatch.setitem(sys.modules, "server.traces.exporting", None)
     with pytest.raises(ConfigError, match=r"pip install 'understudy\[traces\]'"):
         open_traces(Settings(traces=True), {})
-
-
-def test_the_extra_is_not_imported_without_traces() -> None:
-    """FastAPI itself imports OpenTelemetry's API, which does nothing without the SDK."""
-    names = [name for name in modules(ROOT, "server") if not name.startswith("server.traces.")]
-    script = (
-        "import importlib, json, sys\n"
-        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
-        "extra = ('opentelemetry.sdk', 'opentelemetry.exporter')\n"
-        "print(any(name.startswith(extra) for name in sys.modules))"
-    )
-    command = [sys.executable, "-c", script, json.dumps(names)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
