@@ -107,7 +107,9 @@ async def tls_server(
 
 
 def client_of(url: str, cert: Path) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, verify=ssl.create_default_context(cafile=cert))
+    return httpx.AsyncClient(
+        base_url=url, timeout=None, verify=ssl.create_default_context(cafile=cert)
+    )
 
 
 async def test_a_changed_certificate_is_used_and_connections_go_on(
