@@ -106,14 +106,23 @@ class Console:
         handler = _LogLines(self._print)
         handler.setFormatter(JsonFormat() if is_json else TextFormat())
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-        logging.captureWarnings(True)
         logging.getLogger("understudy").setLevel(settings.log_level.upper())
         access_level = logging.INFO if settings.access_log else access.OFF
         logging.getLogger(access.LOGGER).setLevel(access_level)
         adopt_libraries()
-        if not is_json:
-            yield lambda: None
-            return
+        logging.captureWarnings(True)
+        try:
+            if is_json:
+                with self._printing_json() as drain:
+                    yield drain
+            else:
+                yield lambda: None
+        finally:
+            logging.captureWarnings(False)
+
+    @contextlib.contextmanager
+    def _printing_json(self) -> Iterator[Callable[[], None]]:
+        """Print only JSON within this block and after it; yield as `taking_logs`."""
         self._json = JsonFormat()
         before = self._stream
         with captured_stderr(lambda text: self._log(logging.WARNING, text, "stderr")) as lines:
