@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from engine.errors import escaped
-from engine.log_lines import adopt_libraries
 from server.cli.stderr_lines import captured_stderr
 from server.config.settings import Settings
 from server.logs import access
@@ -109,7 +108,6 @@ class Console:
         logging.getLogger("understudy").setLevel(settings.log_level.upper())
         access_level = logging.INFO if settings.access_log else access.OFF
         logging.getLogger(access.LOGGER).setLevel(access_level)
-        adopt_libraries()
         logging.captureWarnings(True)
         try:
             if is_json:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.log_lines import LogLine, of_request, send_logs, write_line
+from engine.log_lines import OWN, LogLine, of_request, send_logs, write_line
 from server.logs.context import create_background_task, current_request
 from server.logs.formats import JsonFormat, TextFormat
 
@@ -64,16 +64,21 @@ def test_a_json_record_is_one_object_on_one_line() -> None:
 @pytest.fixture
 def sent() -> Iterator[list[LogLine]]:
     """Yield the lines that this process sends as the engine does, and restore its logging."""
-    root = logging.getLogger()
-    before = root.handlers[:]
-    levels = {name: logging.getLogger(name).level for name in ("engine", "server", "understudy")}
+    known = [
+        one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)
+    ]
+    own = [logging.getLogger(name) for name in OWN]
+    before = [
+        (one, one.handlers[:], one.propagate, one.level) for one in {logging.root, *known, *own}
+    ]
     lines: list[LogLine] = []
     send_logs(lines.append)
     yield lines
     logging.captureWarnings(False)
-    root.handlers[:] = before
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    for logger, handlers, propagate, level in before:
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+        logger.setLevel(level)
 
 
 def test_lines_of_another_process_keep_logger_request_and_traceback(sent: list[LogLine]) -> None:
