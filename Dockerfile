@@ -47,7 +47,7 @@ WORKDIR /home/understudy
 RUN mkdir -p /home/understudy/.cache
 VOLUME /home/understudy/.cache
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 \
     CMD ["understudy", "health"]
 # Addresses other than loopback need a key: set UNDERSTUDY_API_KEY, or use --insecure.
 ENTRYPOINT ["understudy"]

@@ -22,6 +22,7 @@ ENV_URL = "UNDERSTUDY_URL"
 ENV_CA = "UNDERSTUDY_CA"
 DEFAULT_PORT = "8000"
 CONNECT_S = 5.0  # for a connection; an answer may take as long as the load of a model
+HEALTH_S = 10.0  # for the answer of a health check
 
 
 class RemoteError(ConfigError):
@@ -72,7 +73,7 @@ class Remote:
     def check_health(self) -> None:
         """Raise `RemoteError` unless the server answers that it runs."""
         with self._failures():
-            answer = self._client.get("/health", timeout=CONNECT_S)
+            answer = self._client.get("/health", timeout=HEALTH_S)
         if not answer.is_success:
             raise RemoteError(f"{self.url} answers {answer.status_code}: it is stopping")
 
