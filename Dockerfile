@@ -47,8 +47,8 @@ WORKDIR /home/understudy
 RUN mkdir -p /home/understudy/.cache
 VOLUME /home/understudy/.cache
 EXPOSE 8000
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['UNDERSTUDY_PORT'] + '/health', timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["understudy", "health"]
 # Addresses other than loopback need a key: set UNDERSTUDY_API_KEY, or use --insecure.
 ENTRYPOINT ["understudy"]
 CMD ["serve"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.log_lines import LogLine
 from engine.pass_trace import PassTrace
 from engine.spec import Numerics
 
@@ -165,6 +166,7 @@ class Generate:
     emitted: tuple[Tail, ...] = ()  # empty: no choice has been begun
     is_continued: bool = False  # the client gave the first tokens; such answers are not audited
     traced_nodes: int = 0  # the most drafted nodes in the traces of its passes; 0: no traces
+    http_id: str = ""  # of the HTTP request, which log lines name
 
     @property
     def num_unfinished(self) -> int:
@@ -370,14 +372,6 @@ class WeightsChecked:
     nbytes: int  # bytes whose checksums were compared again in idle time
     repaired: int  # damaged units that were packed again, in idle time or in a pass
     unrepaired: int  # damage that could not be repaired
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """A line of the engine's log, which the front end writes into its own."""
-
-    level: int  # as in `logging`
-    text: str
 
 
 Inbound = Generate | Abort | Shutdown

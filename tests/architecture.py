@@ -26,7 +26,9 @@ PACKAGES: tuple[str, ...] = (
     "server.models",
     "server.text",
     "server.conversation",
+    "server.traces",
     "server.config",
+    "server.logs",
     "server.metrics",
     "server.schemas",
     "server",
@@ -80,6 +82,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.process.engine_process"),
     ("server*", "engine.text.detokenize"),
     ("server*", "engine.errors"),
+    ("server*", "engine.log_lines"),
     ("server*", "engine.files"),  # reading small files within bounds
     ("server*", "engine.messages"),
     ("server*", "engine.pass_trace"),
@@ -122,10 +125,15 @@ METHODS_NAMED: tuple[tuple[str, str, str], ...] = (
     ("server.config.registry", "none", "an empty list in a message"),
     ("engine.weights.gguf_source", "none", "an empty list in a message"),
     ("engine.weights.gguf_rope", "none", "a type of rope scaling"),
+    ("server.traces.exporting", "none", "a value of OTEL_TRACES_EXPORTER"),
 )
 
 # (file, attribute, reason why it may be set on another object)
 SET_FROM_OUTSIDE: tuple[tuple[str, str, str], ...] = (
+    ("engine/log_lines.py", "propagate", "loggers of libraries"),
+    ("server/http/certificate.py", "*", "contexts of TLS, which have no constructor for this"),
+    ("server/cli/remote.py", "verify_flags", "a context of TLS"),
+    ("server/cli/serve.py", "ssl", "uvicorn's configuration, which reads a certificate only once"),
     ("engine/model/library.py", "*", "the one file that changes transformers' modules"),
     (
         "engine/model/recurrent.py",

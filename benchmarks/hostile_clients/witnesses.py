@@ -159,7 +159,7 @@ def _find_faults(address: Address, quiet_pages: float) -> list[str]:
         address.get("/ready")
         held = {
             "requests in the engine": address.metric("understudy_requests_in_engine"),
-            "requests that wait": address.metric("understudy_waiting"),
+            "requests that wait": address.metric("understudy_requests_waiting"),
             "KV pages": measure_pages(address) - quiet_pages - PAGES_APART,
         }
     except (OSError, Lost) as error:

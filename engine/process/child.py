@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from engine.messages import Inbound, LogLine, Outbound
+from engine.log_lines import LogLine, write_line
+from engine.messages import Inbound, Outbound
 from engine.process.pipe import PipeReader, PipeWriter
 from engine.process.signals import group_signals_blocked
 from engine.spec import ModelSpec
@@ -115,7 +116,7 @@ class Child:
         for messages in self._reader.read():
             for message in messages:
                 if isinstance(message, LogLine):
-                    log.log(message.level, "%s", message.text)
+                    write_line(message, log)
                 else:
                     self._on_message(message)
         if self._reader.at_end:

@@ -121,8 +121,10 @@ class EngineClient:
         continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
         traced_nodes: int = 0,
+        http_id: str = "",
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         """Send a request to the engine, and return the stream of its tokens.
 
@@ -130,18 +132,16 @@ class EngineClient:
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
-            key, prediction, answer_format, traced_nodes: as in `Generate`.
+            key, prediction, answer_format, traced_nodes, http_id: as in `Generate`.
             continued: the tokens that the client has, by choice; the stream goes on after them, and
                 begins with a replay for each such choice.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
                 pass of the request begins, about once a second, and when the prompt is complete;
                 after a restart of the process again.
             on_lost: is called when the process has died and the request waits for the next one.
+            on_tokens: is called with the number of new tokens when they arrive, read or not.
         """
         info = self._process.ready_info()
-        tails = (
-            Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
-        )
         message = Generate(
             request_id,
             tuple(prompt),
@@ -151,14 +151,15 @@ class EngineClient:
             speculation,
             tuple(prediction),
             answer_format,
-            emitted=tuple(tails) if any(continued.values()) else (),
+            emitted=_given_tails(continued, n),
             is_continued=any(continued.values()),
             traced_nodes=traced_nodes,
+            http_id=http_id,
         )
         check_request(message, info)
         events: EventQueue = asyncio.Queue()
         most = min(info.context_length, info.capacity_tokens) - len(message.prompt)
-        request = RunningRequest(message, events, on_prompt, on_lost, most)
+        request = RunningRequest(message, events, on_prompt, on_lost, on_tokens, most)
         if self._is_refused(request):
             raise _refusal()
         if len(self._requests) >= self._max_queue:
@@ -318,6 +319,15 @@ class EngineClient:
         """Return whether a request is refused, because processes died of it."""
         is_known = bool(self._deaths)
         return is_known and self._deaths.is_refused(request.fingerprint, time.monotonic())
+
+
+def _given_tails(continued: Mapping[int, Sequence[int]], n: int) -> tuple[Tail, ...]:
+    """Return a tail for each of `n` choices; () if the client has no token of any."""
+    if not any(continued.values()):
+        return ()
+    return tuple(
+        Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
+    )
 
 
 def _refusal(death: EngineError | None = None) -> RequestError:

@@ -79,6 +79,7 @@ class RunningRequest:
         events: EventQueue,
         on_prompt: Callable[[int], None] | None,
         on_lost: Callable[[], None] | None,
+        on_tokens: Callable[[int], None] | None,
         max_tokens: int,
     ) -> None:
         """Create a request that has sent nothing.
@@ -86,6 +87,7 @@ class RunningRequest:
         Args:
             on_prompt: is called with the number of prompt tokens that are done.
             on_lost: is called when its process has died and it waits for another one.
+            on_tokens: is called with the number of new tokens when some arrive.
             max_tokens: the most tokens that may follow its prompt, by the process it began in.
         """
         self.message = replace(message, emitted=())  # in `_emitted` they need a fifth of the memory
@@ -99,6 +101,7 @@ class RunningRequest:
         self.engine = ""  # the fingerprint of the engine that has run it last
         self._on_prompt = on_prompt
         self._on_lost = on_lost
+        self._on_tokens = on_tokens
         self._max_tokens = max_tokens
         self._has_tokens = False  # of the current process
         self._num_sent = 0
@@ -181,6 +184,8 @@ class RunningRequest:
         self._unread.discard(tokens.choice)
         if not tokens.is_replayed:
             self.num_new += len(tokens.ids)
+            if self._on_tokens is not None:
+                self._on_tokens(len(tokens.ids))
         if tokens.finish is not None:
             del self._emitted[tokens.choice]
         elif not tokens.is_replayed:

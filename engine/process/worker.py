@@ -9,7 +9,6 @@ A frame to the engine has one message, and a frame to the front end a tuple of m
 
 import faulthandler
 import gc
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from engine.errors import ModelError, RequestError
+from engine.log_lines import adopt_libraries, send_logs
 from engine.malloc import keep_freed_memory
 from engine.messages import (
     Abort,
@@ -42,9 +42,7 @@ from engine.messages import (
     Tokens,
     WeightsChecked,
 )
-from engine.printable_logs import make_printable
 from engine.process.grammar_compiler import Compiled, GrammarCompiler
-from engine.process.pipe_log import send_logs
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
 
@@ -113,7 +111,6 @@ def serve(connection: Connection, spec: ModelSpec, load: Load) -> None:
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     keep_freed_memory()
-    make_printable([logging.lastResort], "%(message)s")
     outbox = _Outbox(connection)
     send_logs(outbox.send)
     inbox = _Inbox(connection)
@@ -136,6 +133,7 @@ def _load_or_report(load: Load, spec: ModelSpec, outbox: "_Outbox") -> StepEngin
     except ModelError as error:
         outbox.send(LoadFailed(str(error)))
         _exit(EXIT_NOT_LOADED)
+    adopt_libraries()
     # All streams wait during a full collection, and among the objects of a loaded model and its
     # libraries it takes 0.2 s. They live as long as the process, so that they are left out.
     gc.collect()

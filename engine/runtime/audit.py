@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.errors import ModelError
 from engine.kv.page_table import PageTable
+from engine.log_lines import of_request
 from engine.messages import Audited, SamplingParams
 from engine.model.attention import Batch
 from engine.model.borrowed import PassCancelled
@@ -94,7 +95,13 @@ class Auditor:
             return None
         except (ModelError, torch.OutOfMemoryError) as error:
             self._loaded.stream.seek()
-            log.warning("The audit of %s is dropped: %s", sequence.request_id, error)
+            http_id = sequence.request.message.http_id
+            log.warning(
+                "The audit of %s is dropped: %s",
+                sequence.request_id,
+                error,
+                extra=of_request(http_id),
+            )
             return None
         finally:
             self._preempted.clear()
@@ -105,6 +112,7 @@ class Auditor:
                 sequence.choice,
                 audited.mismatches,
                 audited.positions,
+                extra=of_request(sequence.request.message.http_id),
             )
         return audited
 

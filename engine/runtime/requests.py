@@ -1,10 +1,12 @@
 """The requests that an engine has accepted: how they begin, end and fail."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from engine.errors import ModelError, PassFailed, RequestError
+from engine.log_lines import of_request
 from engine.messages import Failed, Generate, Tokens
 from engine.model.borrowed import PassCancelled
 from engine.runtime.audit import Auditor
@@ -13,6 +15,8 @@ from engine.runtime.replay import Replays
 from engine.sampling.grammar.constraint import Constraint
 from engine.sequences.scheduler import Scheduler, Turn
 from engine.sequences.sequence import Request, TokenSequence
+
+log = logging.getLogger(__name__)
 
 Events = list[Tokens | Failed]
 
@@ -188,6 +192,13 @@ class Requests:
         try:
             yield
         except (RequestError, PassFailed) as error:
+            if error.__cause__ is not None:  # a mistake in the answer's parser
+                log.error(
+                    "%s failed",
+                    sequence.request_id,
+                    exc_info=error.__cause__,
+                    extra=of_request(sequence.request.message.http_id),
+                )
             events += self.fail([sequence], str(error), error.code or "invalid_request")
 
     def fail(self, sequences: Sequence[TokenSequence], message: str, code: str) -> list[Failed]:

@@ -16,6 +16,7 @@ from math import inf
 from engine.kv.cache import KVCache
 from engine.kv.page_pool import PAGE
 from engine.kv.page_table import PageTable
+from engine.log_lines import of_request
 from engine.sequences.sequence import Status, TokenSequence
 from engine.spec import TILE
 from engine.timing import PassTimes, smoothed
@@ -243,7 +244,12 @@ class Scheduler:
                 self.reclaim()
             while sequence.status is Status.RUNNING and not self._reserve_pending(sequence):
                 youngest = self.running[-1]
-                log.info("Request %s is paused: no KV pages are free", youngest.request_id)
+                http_id = youngest.request.message.http_id
+                log.info(
+                    "%s is paused: no KV pages are free",
+                    youngest.request_id,
+                    extra=of_request(http_id),
+                )
                 self._pause(youngest)
 
     def _reserve_pending(self, sequence: TokenSequence) -> bool:

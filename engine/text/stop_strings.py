@@ -1,13 +1,10 @@
 """The search for stop strings in the content of an answer, while its text arrives."""
 
-import logging
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from engine.errors import PassFailed
 from engine.parsing.parser import Parser, Piece, PlainText, merge
-
-log = logging.getLogger(__name__)
 
 
 class Scanned(NamedTuple):
@@ -90,7 +87,6 @@ class StopStrings:
             pieces = self._parser.feed(text)
             return [*pieces, *self._parser.finish()] if is_last else pieces
         except Exception as error:  # a mistake in a parser must not end the engine
-            log.exception("The parser of an answer failed")
             raise PassFailed(
                 "The answer cannot be searched for stop strings, because its parser failed: "
                 f"{type(error).__name__}: {error}. Report this, or send the request without 'stop'",

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from engine.text.detokenize import TokenBytes
 from server.chat.generation import Job, Output, generate
 from server.chat.grammars import name_grammar_field
-from server.metrics.measurement import Measurement
+from server.metrics.measurement import Asked, Measurement
 from server.metrics.usage import Totals
 from server.models.loaded_model import LoadedModel
 from server.schemas.answers import Costs, Source
@@ -32,11 +32,11 @@ class Caller:
     measurement: Measurement
 
 
-def note_left_out(request_id: str, measurement: Measurement, names: Sequence[str]) -> None:
+def note_left_out(measurement: Measurement, names: Sequence[str]) -> None:
     """Report what of a request is left out: in the header of its answer, and in the log."""
     if names:
         measurement.leave_out(names)
-        log.info("%s: left out of the request: %s", request_id, measurement.left_out)
+        log.info("left out of the request: %s", measurement.left_out)
 
 
 class Writer(Protocol[ChunkT_co]):
@@ -133,6 +133,11 @@ def new_answer(
     )
 
 
+def _asked(job: Job) -> Asked:
+    params = job.params
+    return Asked(job.id, job.num_choices, params.max_tokens, params.temperature, params.top_p)
+
+
 async def run(
     model: LoadedModel,
     body: ChatRequest | CompletionRequest,
@@ -146,21 +151,20 @@ async def run(
     At its end the answer is logged. Closing the generator aborts the job.
     """
     before = model.statistics.history.sums
-    caller.measurement.begin(answer.totals)
+    caller.measurement.begin(answer.totals, _asked(job))
     with name_grammar_field(body):
-        outputs = generate(model, job, caller.measurement.wait, answer.totals)
+        outputs = generate(model, job, caller.request_id, caller.measurement.wait, answer.totals)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 if caller.measurement.first_token_s is None and model.engine.info is not None:
                     # The engine that began it: another one may have died before its first token.
                     answer.source["system_fingerprint"] = model.engine.info.fingerprint
-                caller.measurement.note_token()
+                caller.measurement.note_tokens(len(output.tokens.ids))
                 for chunk in writer.write(output):
                     yield chunk
     caller.measurement.complete()
     log.info(
-        "%s: %s %s: %s%s",
-        caller.request_id,
+        "%s %s: %s%s",
         job.id,
         model.entry.id,
         answer.totals.summary(),

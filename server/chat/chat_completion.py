@@ -37,7 +37,7 @@ async def chat_chunks(
         parsers.reasoning,
         defaults.thinking_budget,
     )
-    note_left_out(caller.request_id, caller.measurement, asked.left_out)
+    note_left_out(caller.measurement, asked.left_out)
     formats = model.formats.forced if asked.grammar else model.formats
     new_parser = functools.partial(formats.parser, asked.tools, asked.before)
     limit = body.token_limit

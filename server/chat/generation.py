@@ -58,13 +58,12 @@ class Output:
 
 
 async def generate(
-    model: LoadedModel, job: Job, wait: Wait, totals: Totals
+    model: LoadedModel, job: Job, http_id: str, wait: Wait, totals: Totals
 ) -> AsyncGenerator[Output, None]:
     """Run a job, and yield its outputs. Closing the generator aborts what still runs.
 
-    Meanwhile `wait` reports the position of the job's first prompt in the queue, and ends when the
-    engine starts one of the prompts. Then it reports how far the prompts are. `totals` gets how
-    much of each prompt is in the cache.
+    Meanwhile `wait` reports the place of the job's first prompt in the queue, and then how far the
+    prompts are; `totals` gets how much of each is in the cache. `http_id` names the HTTP request.
 
     Raise the `EngineError` of the first prompt that is refused or fails.
     """
@@ -73,10 +72,10 @@ async def generate(
             yield output
         return
     wait.set_reason(lambda: in_line("waiting", model.engine.position(f"{job.id}-0")))
-    done = [0] * len(job.prompts)
+    is_ranked, done = job.best_of > job.n, [0] * len(job.prompts)
 
     def note_prompt(index: int, num_tokens: int) -> None:
-        totals.note_begun(index, num_tokens)
+        totals.note_begun(index, num_tokens, len(job.prompts[index]))
         done[index] = num_tokens
         wait.note_prompt(sum(done), sum(map(len, job.prompts)))
 
@@ -86,8 +85,7 @@ async def generate(
 
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
-        is_ranked, params = job.best_of > job.n, job.params
-        params = replace(params, logprobs=params.logprobs or 0) if is_ranked else params
+        params = replace(job.params, logprobs=job.params.logprobs or 0) if is_ranked else job.params
         for i, prompt in enumerate(job.prompts):
             stream = model.engine.generate(
                 f"{job.id}-{i}",
@@ -100,8 +98,10 @@ async def generate(
                 job.answer_format,
                 job.continued_of(i),
                 traced_nodes=job.traced_nodes,
+                http_id=http_id,
                 on_prompt=functools.partial(note_prompt, i),
                 on_lost=functools.partial(note_lost, i),
+                on_tokens=totals.note_generated,
             )
             streams.append(await stack.enter_async_context(contextlib.aclosing(stream)))
             await asyncio.sleep(0)  # the checks of a long prompt's ids take milliseconds

@@ -26,7 +26,7 @@ async def text_chunks(
     Raise `ApiError` 400 for a request that this model cannot answer.
     """
     asked = await model.text.call_on_model(prepare_texts, raw, model.info, most_prompts)
-    note_left_out(caller.request_id, caller.measurement, asked.left_out)
+    note_left_out(caller.measurement, asked.left_out)
     limit = body.max_tokens
     if limit is None:
         longest = max(len(prompt) for prompt in asked.prompts)

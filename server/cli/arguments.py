@@ -59,7 +59,8 @@ UNDERSTUDY_API_KEY is sent to servers with keys.
 
 SERVER = """\
 The server is the one that runs on this machine for this user, or that of --url or
-UNDERSTUDY_URL. UNDERSTUDY_API_KEY is sent to servers with keys.
+UNDERSTUDY_URL. UNDERSTUDY_API_KEY is sent to servers with keys. The certificate of a
+server on this machine is trusted; --ca or UNDERSTUDY_CA names those of others.
 """
 
 Number = TypeVar("Number", int, float)
@@ -179,7 +180,19 @@ def _add_serve(commands: Commands) -> None:
         "--api-key-file", type=Path, metavar="FILE", help="file of keys, one on each line"
     )
     serve.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="certificate in PEM format: serve https only"
+    )
+    serve.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)"
+    )
+    serve.add_argument(
         "--insecure", action="store_true", help="allow other machines to connect without a key"
+    )
+    serve.add_argument(
+        "--log-format", metavar="FORMAT", help="text, or json for programs (default: text)"
+    )
+    serve.add_argument(
+        "--access-log", action="store_true", help="write a line to the log for each request"
     )
     serve.add_argument("--save", action="store_true", help="write a file for a model without one")
 
@@ -227,13 +240,29 @@ def _add_control(commands: Commands) -> None:
         metavar="S",
         help="seconds that running requests have (default: the server's shutdown_timeout)",
     )
+    health = _add_described(
+        commands,
+        "health",
+        "check that a server answers",
+        "Ask a server whether it runs. Exit code 1: it does not answer, or is stopping.",
+        SERVER,
+    )
+    _add_server(health)
     for command in (chat, ps, top, stop):
-        command.add_argument("--url", help="the server, such as http://127.0.0.1:8000")
+        _add_server(command)
         command.add_argument(
             "--api-key",
             metavar="KEY",
             help="its key; other users can see it in the list of processes",
         )
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    """Add the options that name a server."""
+    command.add_argument("--url", help="the server, such as http://127.0.0.1:8000")
+    command.add_argument(
+        "--ca", type=Path, metavar="FILE", help="certificates to trust, for a self-signed one"
+    )
 
 
 def _add_plan(commands: Commands) -> None:

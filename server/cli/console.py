@@ -8,10 +8,14 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from engine.errors import escaped
+from server.cli.stderr_lines import captured_stderr
+from server.config.settings import Settings
+from server.logs import access
+from server.logs.formats import JsonFormat, TextFormat
 from server.metrics.load_speed import percent_of, step_figures, step_text
 from server.schemas.status import LoadStep
 
@@ -23,7 +27,8 @@ BAR = 24  # cells of a bar of progress
 class Console:
     """The terminal that the command line writes to. Threads that download may call it.
 
-    Errors of a terminal that was closed are ignored.
+    Where the log is JSON, everything is a line of it. Errors of a terminal that was closed are
+    ignored.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -31,9 +36,23 @@ class Console:
         self._is_terminal = self._stream.isatty()
         self._is_line_open = False  # the last line is one of progress, without a line end
         self._last = ("", -1, 0.0)  # the step of the last line of progress, its percent and time
+        self._json: JsonFormat | None = None  # None: the log is text
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, level: int = logging.INFO) -> None:
         """Print a text of one or more lines, in place of an open line of progress."""
+        if self._json is not None:
+            self._log(level, text)
+            return
+        self._print(text)
+
+    def error(self, text: object) -> None:
+        """Print why the command fails."""
+        if self._json is not None:
+            self._log(logging.ERROR, str(text))
+        else:
+            self._print(f"understudy: error: {text}")
+
+    def _print(self, text: str) -> None:
         lead = "\r\x1b[K" if self._is_line_open else ""
         self._is_line_open = False
         shown = "\n".join(map(escaped, text.split("\n")))
@@ -41,9 +60,13 @@ class Console:
 
     def progress(self, step: LoadStep) -> None:
         """Show a step of a load: with a bar on a terminal, elsewhere in few lines."""
-        if not self._is_terminal:
-            if self._is_line_due(step, time.monotonic()):
-                self.line(f"  {step_text(step)}")
+        if self._json is not None or not self._is_terminal:
+            if not self._is_line_due(step, time.monotonic()):
+                return
+            if self._json is not None:
+                self._log(logging.INFO, step_text(step))
+            else:
+                self._print(f"  {step_text(step)}")
             return
         percent = percent_of(step)
         parts = [escaped(step["what"])]
@@ -71,22 +94,64 @@ class Console:
             self._stream.write(text)
             self._stream.flush()
 
-    def take_logs(self, level: str) -> None:
-        """Print the log of this server from `level` up, and warnings of other packages."""
-        handler = _LogLines(self)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    @contextlib.contextmanager
+    def taking_logs(self, settings: Settings) -> Iterator[Callable[[], None]]:
+        """Print the log of this server within this block, and warnings of other packages.
+
+        Yield a function that waits until all that was written to stderr is printed, for a process
+        that ends within the block.
+        """
+        is_json = settings.log_format == "json"
+        handler = _LogLines(self._print)
+        handler.setFormatter(JsonFormat() if is_json else TextFormat())
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-        logging.getLogger("understudy").setLevel(level.upper())
+        logging.getLogger("understudy").setLevel(settings.log_level.upper())
+        access_level = logging.INFO if settings.access_log else access.OFF
+        logging.getLogger(access.LOGGER).setLevel(access_level)
+        logging.captureWarnings(True)
+        try:
+            if is_json:
+                with self._printing_json() as drain:
+                    yield drain
+            else:
+                yield lambda: None
+        finally:
+            logging.captureWarnings(False)
+
+    @contextlib.contextmanager
+    def _printing_json(self) -> Iterator[Callable[[], None]]:
+        """Print only JSON within this block and after it; yield as `taking_logs`."""
+        self._json = JsonFormat()
+        before = self._stream
+        with captured_stderr(lambda text: self._log(logging.WARNING, text, "stderr")) as lines:
+            self._stream = lines.own
+            try:
+                yield lines.drain
+            finally:
+                self._stream = before
+
+    def _log(self, level: int, text: str, logger: str = "understudy") -> None:
+        """Print a line of the JSON log, whatever the level of the log is."""
+        assert self._json is not None, "the log is JSON"
+        record = logging.makeLogRecord(
+            {
+                "name": logger,
+                "levelno": level,
+                "levelname": logging.getLevelName(level),
+                "msg": " ".join(text.split()),
+            }
+        )
+        self._print(self._json.format(record))
 
 
 class _LogLines(logging.Handler):
-    def __init__(self, console: Console) -> None:
+    def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__()
-        self._console = console
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._console.line(self.format(record))
+            self._write(self.format(record))
         except ValueError:  # the stream is closed, which must not break a request
             self.handleError(record)
 

@@ -16,6 +16,13 @@ END_S = 60.0  # for a server whose requests end; its own limit is `shutdown_time
 HEADER = ("MODEL", "STATE", "CONTEXT", "WEIGHTS", "DRAFT", "REQUESTS", "TOKENS/S", "SERVER")
 
 
+def health(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
+    """Return 0 if a server runs. It needs no key."""
+    with connect(args, env) as remote:
+        remote.check_health()
+    return 0
+
+
 def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
     """List the models that running servers have in memory; with `--all` the others too."""
     urls = [server.url for server in running_servers(env)]
@@ -28,7 +35,7 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
             with connect_to(url, args, env) as remote:
                 found[remote.url] = remote.status()
         except RemoteError as error:
-            console.line(f"understudy: error: {error}")
+            console.error(error)
             code = 1
     if not found:
         return code

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import ssl
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -13,12 +15,15 @@ from engine.errors import escaped
 from server.cli.servers import running_servers
 from server.config.files import ConfigError
 from server.http.auth import ENV_KEY
+from server.http.certificate import first_certificate, pinned_context
 from server.schemas.status import ServerStatus
 
 ENV_URL = "UNDERSTUDY_URL"
+ENV_CA = "UNDERSTUDY_CA"
 DEFAULT_PORT = "8000"
 DONE = "data: [DONE]"
 CONNECT_S = 5.0  # for a connection; an answer may take as long as the load of a model
+HEALTH_S = 10.0  # for the answer of a health check
 
 
 class RemoteError(ConfigError):
@@ -36,15 +41,26 @@ class Remote:
         url: the URL of the server, with or without /v1.
         key: its API key; "" if it has none.
         transport: carries requests; tests give one.
+        trust: says which certificates are trusted; None: those that the system trusts.
     """
 
-    def __init__(self, url: str, key: str, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        transport: httpx.BaseTransport | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(None, connect=CONNECT_S)
         try:
             self._client = httpx.Client(
-                base_url=self.url, headers=headers, timeout=timeout, transport=transport
+                base_url=self.url,
+                headers=headers,
+                timeout=timeout,
+                transport=transport,
+                verify=True if trust is None else trust,
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise RemoteError(f"{escaped(url)} is not a URL of a server: {error}") from error
@@ -54,6 +70,13 @@ class Remote:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    def check_health(self) -> None:
+        """Raise `RemoteError` unless the server answers that it runs."""
+        with self._failures():
+            answer = self._client.get("/health", timeout=HEALTH_S)
+        if not answer.is_success:
+            raise RemoteError(f"{self.url} answers {answer.status_code}: it is stopping")
 
     def status(self) -> ServerStatus:
         """Return the state of the server."""
@@ -136,6 +159,8 @@ class _Failures:
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, httpx.TransportError) and (hint := _tls_hint(error, self._url)):
+            raise Unreachable(f"the connection to {self._url} failed: {hint}") from error
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol):
             raise Unreachable(
                 f"no server answers at {self._url}. Start one with `understudy serve`, or name "
@@ -143,6 +168,22 @@ class _Failures:
             ) from error
         if isinstance(error, httpx.TransportError):
             raise Unreachable(f"the connection to {self._url} broke: {error}") from error
+
+
+def _tls_hint(error: httpx.TransportError, url: str) -> str:
+    """Return what to do about an error of TLS; "" for other errors."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.partition("CERTIFICATE_VERIFY_FAILED]")[2].strip() or text
+        return (
+            f"its certificate is not trusted ({reason}). Name the file of the certificate, or of "
+            f"its authority, with --ca or {ENV_CA}."
+        )
+    if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
+        return "it does not speak TLS; try http:// instead of https://."
+    if url.startswith("http://") and isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+        return f"{text.rstrip('.')}. If it speaks TLS, use https:// instead of http://."
+    return ""
 
 
 def _refusal(answer: httpx.Response) -> RemoteError:
@@ -166,7 +207,8 @@ def choose_url(asked: str | None, env: Mapping[str, str]) -> str:
     urls = [server.url for server in running_servers(env)]
     if len(urls) > 1:
         raise RemoteError(f"several servers run; name one with --url: {', '.join(urls)}")
-    return urls[0] if urls else f"http://127.0.0.1:{env.get('UNDERSTUDY_PORT') or DEFAULT_PORT}"
+    scheme = "https" if env.get("UNDERSTUDY_TLS_CERT") else "http"
+    return urls[0] if urls else f"{scheme}://127.0.0.1:{env.get('UNDERSTUDY_PORT') or DEFAULT_PORT}"
 
 
 def connect(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
@@ -176,4 +218,33 @@ def connect(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
 
 def connect_to(url: str, args: argparse.Namespace, env: Mapping[str, str]) -> Remote:
     """Return a client of the server at `url`, with the key of the command line."""
-    return Remote(url, (args.api_key or env.get(ENV_KEY) or "").strip())
+    key = (getattr(args, "api_key", None) or env.get(ENV_KEY) or "").strip()
+    return Remote(url, key, trust=_trust(url, args.ca, env))
+
+
+def _trust(url: str, ca: Path | None, env: Mapping[str, str]) -> ssl.SSLContext | None:
+    """Return which certificates are trusted; None: those that the system trusts.
+
+    Of a server of this user on this machine it is its own certificate, whatever name that has: the
+    server's file says which one it is. Raises `RemoteError` for a file without certificates.
+    """
+    named = ca or (Path(env[ENV_CA]) if env.get(ENV_CA) else None)
+    if named is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # one that is its own authority
+        try:
+            context.load_verify_locations(named)
+        except OSError as error:  # ssl.SSLError is one
+            reason = error.strerror or str(error)
+            raise RemoteError(f"--ca: {named} holds no certificates: {reason}") from error
+        return context
+    base = url.rstrip("/").removesuffix("/v1")
+    own = [server.certificate for server in running_servers(env) if server.url == base]
+    if not own and base == choose_url(None, env).rstrip("/"):
+        own = [env.get("UNDERSTUDY_TLS_CERT") or ""]
+    if not (own and own[0] and base.startswith("https://")):
+        return None
+    try:
+        return pinned_context(first_certificate(Path(own[0])))
+    except (OSError, ValueError) as error:
+        raise RemoteError(f"the certificate of {base} cannot be read: {error}") from error

@@ -24,7 +24,7 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     try:
         return _run(args, parsers, console, signals)
     except (ConfigError, EngineError) as error:
-        console.line(f"understudy: error: {error}")
+        console.error(error)
         return 1
     except KeyboardInterrupt:  # of commands that use `raise_interrupts`
         return INTERRUPTED
@@ -48,10 +48,12 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
             from server.cli.completion import completion
 
             return completion(args, os.environ, parsers)
-        case "ps" | "stop":
+        case "health" | "ps" | "stop":
             from server.cli import control
 
-            command = {"ps": control.ps, "stop": control.stop}[args.command]
+            command = {"health": control.health, "ps": control.ps, "stop": control.stop}[
+                args.command
+            ]
             return command(args, os.environ, console)
         case "top":
             import rich.console

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,8 +27,12 @@ from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry,
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
+from server.http.certificate import Certificate, read_certificate
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
+
+if TYPE_CHECKING:  # it imports OpenTelemetry, which is an extra
+    from server.traces.exporting import ExportedTraces
 
 END_POLL_S = 0.02
 LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
@@ -105,6 +109,19 @@ def stopping_text(num_running: int, timeout: float, *, was_loading: bool) -> str
     return f"{running}; stopping in at most {timeout:g} s. Ctrl-C again stops at once."
 
 
+def open_traces(settings: Settings, env: Mapping[str, str]) -> "ExportedTraces | None":
+    """Return the traces that the settings ask for. Raise `ConfigError` if they are not possible."""
+    if not settings.traces:
+        return None
+    try:
+        from server.traces.exporting import export_traces
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"traces: the package {error.name} is not installed: pip install 'understudy[traces]'"
+        ) from error
+    return export_traces(env)
+
+
 def open_registry(folders: Sequence[Path], settings: Settings) -> Registry:
     """Return the registry of all model files, and of the default model even without a file."""
     entries = read_entries(folders)
@@ -142,34 +159,54 @@ def serve(
     args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
 ) -> int:
     """Run the server until a signal or an error ends it, and return the exit code."""
-    explicit = asked_folder(args.config, env)
-    folders = search_path(explicit, Path.cwd(), env)
+    folders = search_path(asked_folder(args.config, env), Path.cwd(), env)
     options = {
         "host": args.host,
         "port": args.port,
         "default_model": args.model,
         "api_key_file": args.api_key_file,
+        "tls_cert": args.tls_cert,
+        "tls_key": args.tls_key,
         "insecure": args.insecure or None,
+        "log_format": args.log_format,
+        "access_log": args.access_log or None,
     }
     settings = load_settings(folders, env, options)
+    with console.taking_logs(settings) as drain:
+        return _serve(args, env, settings, folders, console, signals, drain)
+
+
+def _serve(
+    args: argparse.Namespace,
+    env: Mapping[str, str],
+    settings: Settings,
+    folders: Sequence[Path],
+    console: Console,
+    signals: EndSignals,
+    drain: Callable[[], None],
+) -> int:
     check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
+    certificate = read_certificate(settings.tls_cert, settings.tls_key)
     registry = open_registry(folders, settings)
     entry = registry.find(None)
-    console.take_logs(settings.log_level)
     if args.api_key is not None:
         console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
     if args.save and entry.path is not None:
         console.line(f"{entry.id} already has a file: {entry.path}")
-    saved = save_folder(explicit, Path.cwd(), env) / "models" / f"{entry.id}.yaml"
+    saves = save_folder(asked_folder(args.config, env), Path.cwd(), env)
+    saved = saves / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
-    app = create_app(settings, registry, keys=keys, progress=console.progress)
-    config = http_config(app, settings.client_timeout)
+    traces = open_traces(settings, env)
+    ended = traces.record if traces is not None else lambda _: None
+    app = create_app(settings, registry, keys=keys, ended=ended, progress=console.progress)
+    config = http_config(app, settings.client_timeout, certificate)
+    url = local_url(listener, is_tls=certificate is not None)
     allow_connections()
     with (
         listener,
-        announced(local_url(listener), env),
+        announced(url, env, settings.tls_cert),
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
         server = Server(config, app.shared, console.line)
@@ -178,10 +215,13 @@ def serve(
 
         def greeting(info: ModelInfo) -> str:
             file = "" if entry.path is not None else offer_file(entry, info, saved, save=args.save)
-            return file + banner(entry, listener, keys, info)
+            return file + banner(entry, url, keys, info)
 
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
+        if traces is not None:
+            traces.close()
         if signals.first is not None:
+            drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
 
@@ -210,7 +250,7 @@ async def _run(
     except EngineError as error:
         code = INTERRUPTED if signals.first is signal.SIGINT else 0
         if signals.first is None:
-            console.line(f"understudy: error: {error}")
+            console.error(error)
             server.end()
             code = 1
     try:
@@ -227,35 +267,38 @@ def kill_children() -> None:
         child.kill()
 
 
-def banner(entry: ModelEntry, listener: socket.socket, keys: ApiKeys, info: ModelInfo) -> str:
+def banner(entry: ModelEntry, url: str, keys: ApiKeys, info: ModelInfo) -> str:
     """Return the text that says which model is served at which URL, with a request to try."""
-    url = f"{local_url(listener)}/v1"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
     return (
-        f"\nUnderstudy serves {entry.id} at {url}\n"
-        f"Open {local_url(listener)}/ in a browser to chat.\n"
+        f"\nUnderstudy serves {entry.id} at {url}/v1\n"
+        f"Open {url}/ in a browser to chat.\n"
         f"  {info.plan}\n"
         f"  context {info.context_length} tokens, up to {info.max_sequences} sequences at once, "
         f"{info.numerics} numerics\n\n"
-        f"Try it:\n  curl {url}/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        f"Try it:\n  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         '    -d \'{"messages": [{"role": "user", "content": "Hello!"}]}\'\n'
     )
 
 
-def local_url(listener: socket.socket) -> str:
+def local_url(listener: socket.socket, *, is_tls: bool) -> str:
     """Return the URL at which this machine reaches the server, without /v1."""
     address, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_tls else 'http'}://{host}:{port}"
 
 
-def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
+def http_config(
+    app: FastAPI, client_timeout: float = 60.0, certificate: Certificate | None = None
+) -> uvicorn.Config:
     """Return uvicorn's configuration for `app`.
 
     Args:
         client_timeout: seconds within which clients must send a request or read an answer.
+        certificate: that of a server which speaks TLS.
     """
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=bounded_protocol(client_timeout),
         log_config=None,
@@ -264,6 +307,10 @@ def http_config(app: FastAPI, client_timeout: float = 60.0) -> uvicorn.Config:
         timeout_keep_alive=KEEP_CONNECTION_S,
         server_header=False,
     )
+    if certificate is not None:
+        config.load()  # which would replace the context
+        config.ssl = certificate.context
+    return config
 
 
 def allow_connections() -> None:

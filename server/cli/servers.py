@@ -24,6 +24,7 @@ class RunningServer:
     pid: int
     url: str  # without /v1
     machine: str
+    certificate: str = ""  # the file with its certificate; "" without TLS
 
 
 def server_folder(env: Mapping[str, str]) -> Path:
@@ -33,9 +34,14 @@ def server_folder(env: Mapping[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def announced(url: str, env: Mapping[str, str]) -> Iterator[None]:
-    """List this process among the servers within this block, if its file can be written."""
-    server = RunningServer(os.getpid(), url, socket.gethostname())
+def announced(url: str, env: Mapping[str, str], certificate: Path | None = None) -> Iterator[None]:
+    """List this process among the servers within this block, if its file can be written.
+
+    Args:
+        certificate: the file with the server's certificate; None without TLS.
+    """
+    file_name = "" if certificate is None else str(certificate.resolve())
+    server = RunningServer(os.getpid(), url, socket.gethostname(), file_name)
     path = server_folder(env) / f"{server.machine}-{server.pid}.json"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a read-only home: the server runs all the same

@@ -13,6 +13,7 @@ from server.config.files import Section, Size, check_section, read_yaml
 
 FILE_NAME = "understudy.yaml"
 PREFIX = "UNDERSTUDY_"
+FILES = ("api_key_file", "tls_cert", "tls_key")  # relative to the folder of the file that has them
 
 LONGEST_S = 366 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
@@ -51,7 +52,12 @@ class Settings(Section):
     shutdown_timeout: Annotated[float, Field(ge=0, le=LONGEST_S)] = 8.0  # 0: at once
     max_body_bytes: Annotated[Size, Field(ge=1024, le=2**40)] = 32 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False  # whether the log has a line for each request
+    traces: bool = False  # whether traces are sent by OpenTelemetry
     api_key_file: Path | None = None
+    tls_cert: Path | None = None  # a PEM file; with it the server speaks TLS only
+    tls_key: Path | None = None  # a PEM file; None: the key is in `tls_cert`
     cors_origins: Origins = ()  # web pages of these origins may send requests; "*": of all
     allowed_hosts: HostNames = ()  # further host names of this server, if it has no keys; "*": any
     insecure: bool = False  # whether to listen on other hosts than loopback without keys
@@ -72,8 +78,9 @@ def load_settings(
         if (folder / FILE_NAME).is_file():
             where = str(folder / FILE_NAME)
             values |= read_yaml(folder / FILE_NAME)
-            if isinstance(values.get("api_key_file"), str):
-                values["api_key_file"] = folder / values["api_key_file"]
+            for name in FILES:
+                if isinstance(values.get(name), str):
+                    values[name] = folder / values[name]
             break
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()

@@ -21,6 +21,7 @@ log = logging.getLogger("understudy.text")
 
 LONGEST_REASON = 300  # characters of a template's error text in the log
 # The features that the last form but one keeps, if the template supports them.
+_STRUCTURE = ("role", "type")
 _KEPT = frozenset({Feature.SYSTEM, Feature.TOOLS})
 _IN_WORDS = frozenset({Feature.TOOLS, Feature.CALL})
 
@@ -57,8 +58,22 @@ def render_conversation(
         if prompt is not None:
             return prompt
         reason = reason or "it leaves a part of the messages out"
+    if _is_quoted_in(reason, [*messages, *tools]):  # the log has nothing of prompts
+        reason = "its error quotes the conversation"
     log.warning("The chat template refused a conversation: %.*r", LONGEST_REASON, reason)
     raise _refused(own)
+
+
+def _is_quoted_in(reason: str, value: object, key: str = "") -> bool:
+    """Return whether a template's error has a text of the conversation, other than its roles."""
+    match value:
+        case str():
+            return key not in _STRUCTURE and value != "" and value in reason
+        case dict():
+            return any(_is_quoted_in(reason, inner, str(own)) for own, inner in value.items())
+        case list():
+            return any(_is_quoted_in(reason, inner, key) for inner in value)
+    return False
 
 
 def _forms(

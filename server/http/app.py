@@ -23,6 +23,8 @@ from server.http.origins import PagePolicy
 from server.http.page import page_routes
 from server.http.request_id import RequestId
 from server.http.state import App, AppState
+from server.logs.access import log_access
+from server.metrics.measurement import Measurement
 from server.metrics.prometheus import Metrics
 from server.models.lending import EngineFactory, Models
 from server.models.planner import Planner
@@ -50,6 +52,7 @@ def create_app(
     keys: ApiKeys | None = None,
     text: TextWork | None = None,
     planner: Planner | None = None,
+    ended: Callable[[Measurement], None] = lambda _: None,
     progress: Callable[[LoadStep], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
@@ -59,6 +62,7 @@ def create_app(
         keys: without any, every request is allowed, except those of foreign web pages.
         text: does the work that needs a tokenizer; tests give one in this process.
         planner: computes plans; tests give one that needs no torch.
+        ended: is called with the measurement of each request when its answer has ended.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
@@ -85,12 +89,18 @@ def create_app(
     app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
     if not keys:
-        policy = PagePolicy(settings.allowed_hosts, settings.cors_origins, socket.gethostname())
+        policy = PagePolicy(
+            settings.allowed_hosts,
+            settings.cors_origins,
+            socket.gethostname(),
+            is_tls=settings.tls_cert is not None,
+        )
         app.add_middleware(Cors, origins=None)
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    app.add_middleware(Measure, routes=measured_routes(apis), ended=metrics.requests.count)
+    reports = [metrics.requests.count, log_access, ended]
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=reports)
     app.add_middleware(RequestId)
     return app
 

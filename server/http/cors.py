@@ -66,7 +66,7 @@ class RefusePages:
             headers = Headers(scope=scope)
             refusal = self._policy.refusal(scope["method"], scope["path"], headers)
             if refusal is not None:
-                log_failure(scope["state"]["request_id"], refusal)
+                log_failure(refusal, quotes_body=False)
                 await self._refuse(refusal, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -127,7 +127,7 @@ async def count_of(request: Request, source: ChatSource, model: LoadedModel) -> 
     counted = await model.text.call_on_model(
         num_tokens, source.raw, model.info, source.read, parsers.tools, parsers.reasoning
     )
-    note_left_out(request.state.request_id, measurement_of(request), counted.left_out)
+    note_left_out(measurement_of(request), counted.left_out)
     return counted.result
 
 

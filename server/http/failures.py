@@ -1,6 +1,7 @@
 """The answers to requests that fail, in the format of the API whose path was requested."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,11 +11,14 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from engine.errors import EngineError, escaped
+from engine.log_lines import of_request
 from server.errors import ApiError, as_api_error
 from server.http.api import Api, openai_error
 from server.http.measure import measurement_of
 
 log = logging.getLogger("understudy")
+
+FIELD = re.compile(r"[a-z_]{1,40}|[0-9]{1,9}")  # the log has no other keys that a body may have
 
 
 def error_response(failure: ApiError, body: Mapping[str, Any] | None = None) -> JSONResponse:
@@ -54,8 +58,8 @@ class Failures:
     async def _on_failure(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError | EngineError)
         failure = as_api_error(error)
-        measurement_of(request).fail(failure.code)
-        log_failure(request.state.request_id, failure)
+        measurement_of(request).fail(failure.code, failure.status)
+        log_failure(failure)
         return self.response(failure, request.scope)
 
     async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
@@ -81,7 +85,23 @@ class Failures:
         return self.response(failure, request.scope)
 
 
-def log_failure(request_id: str, failure: ApiError) -> None:
-    """Write one line about a failed request to the log."""
+def log_failure(failure: ApiError, *, request_id: str = "", quotes_body: bool = True) -> None:
+    """Write one line about a failed request to the log.
+
+    The log has nothing of prompts. So where the message may quote the body of the request, the log
+    has the code and the field instead; messages about the server itself are logged.
+
+    Args:
+        request_id: given where no task answers the request.
+        quotes_body: whether the body was read.
+    """
+    if failure.status >= 500 or not quotes_body:
+        reason = escaped(failure.message)
+    else:
+        reason = failure.code or failure.type
+        if failure.param:
+            steps = failure.param.split(".")
+            field = ".".join(step if FIELD.fullmatch(step) else "*" for step in steps)
+            reason += f" ({field})"
     level = logging.WARNING if failure.status >= 500 else logging.INFO
-    log.log(level, "%s: %d %s", request_id, failure.status, escaped(failure.message))
+    log.log(level, "%d %s", failure.status, reason, extra=of_request(request_id))

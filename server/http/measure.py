@@ -1,6 +1,6 @@
 """Middleware that measures each request, from its arrival to the end of its answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
@@ -22,15 +22,18 @@ def measurement_of(request: Request) -> Measurement:
 
 
 class Measure:
-    """ASGI middleware that measures each request and reports those that generate text.
+    """ASGI middleware that measures each request.
 
     Args:
         routes: the paths that generate text, and the name of each in /metrics.
-        ended: is called with each finished measurement of such a path.
+        ended: are called with each finished measurement.
     """
 
     def __init__(
-        self, app: ASGIApp, routes: Mapping[str, str], ended: Callable[[Measurement], None]
+        self,
+        app: ASGIApp,
+        routes: Mapping[str, str],
+        ended: Sequence[Callable[[Measurement], None]],
     ) -> None:
         self._app = app
         self._routes = routes
@@ -41,8 +44,16 @@ class Measure:
             await self._app(scope, receive, send)
             return
         route = self._routes.get(scope["path"], "") if scope["method"] == "POST" else ""
-        measurement = Measurement(route)
-        scope.setdefault("state", {})["measurement"] = measurement
+        client = scope.get("client")
+        measurement = Measurement(
+            route,
+            method=scope["method"],
+            path=scope["path"],
+            client=client[0] if client else "-",
+            request_id=scope["state"]["request_id"],
+            headers=scope["headers"],
+        )
+        scope["state"]["measurement"] = measurement
         status = 500  # unless an answer begins
 
         async def send_and_note(message: Message) -> None:
@@ -58,7 +69,10 @@ class Measure:
 
         try:
             await self._app(scope, receive, send_and_note)
+        except Exception:  # a mistake of ours, after which the connection is cut
+            measurement.fail("internal_error", 500)
+            raise
         finally:
             measurement.close(status)
-            if route:
-                self._ended(measurement)
+            for report in self._ended:
+                report(measurement)

@@ -37,15 +37,23 @@ class PagePolicy:
         allowed_hosts: the setting: further names of this server, "*" for any.
         cors_origins: the setting: origins of pages that may send requests, "*" for any.
         machine: the name of this machine.
+        is_tls: whether this server speaks TLS. Then pages that came without it are not its own:
+            whoever is between could have written them.
     """
 
     def __init__(
-        self, allowed_hosts: Iterable[str], cors_origins: Iterable[str], machine: str
+        self,
+        allowed_hosts: Iterable[str],
+        cors_origins: Iterable[str],
+        machine: str,
+        *,
+        is_tls: bool = False,
     ) -> None:
         allowed = [host.lower().removesuffix(".") for host in allowed_hosts]
         name = machine.lower().removesuffix(".")
         short = name.partition(".")[0]
         self._hosts = frozenset({*allowed, DOCKER_HOST, name, short, f"{short}.local"})
+        self._own_schemes = ("https",) if is_tls else ("http", "https")  # a proxy may speak TLS
         self._origins = frozenset(origin.lower() for origin in cors_origins)
 
     def refusal(self, method: str, path: str, headers: Headers) -> ApiError | None:
@@ -62,7 +70,7 @@ class PagePolicy:
             if (is_control or ANY not in self._origins) and _is_cross_site(method, headers):
                 return _cross_site()
             return None
-        if is_control and not (len(origins) == 1 and _is_own_page(origins[0], own)):
+        if is_control and not (len(origins) == 1 and self._is_own_page(origins[0], own)):
             return _not_own_page(", ".join(origins))
         if len(origins) > 1 or not self._is_allowed_origin(origins[0], own):
             return _foreign_origin(", ".join(origins))
@@ -93,7 +101,13 @@ class PagePolicy:
         if match is not None and match[1] in PROGRAM_SCHEMES:
             return True
         host = _page_host(origin)
-        return host is not None and (host == own or _is_loopback(host))
+        return host is not None and (self._is_own_page(origin, own) or _is_loopback(host))
+
+    def _is_own_page(self, origin: str, own: str | None) -> bool:
+        """Return whether a page is one of this server, whose host is `own`. Ports are ignored."""
+        scheme = origin.lower().partition(":")[0]
+        host = _page_host(origin.lower())
+        return host is not None and host == own and scheme in self._own_schemes
 
 
 def _is_cross_site(method: str, headers: Headers) -> bool:
@@ -106,12 +120,6 @@ def _is_cross_site(method: str, headers: Headers) -> bool:
     mode = headers.get("sec-fetch-mode", "").strip().lower()
     is_navigation = method in ("GET", "HEAD") and mode == "navigate"
     return "cross-site" in sites and not is_navigation
-
-
-def _is_own_page(origin: str, own: str | None) -> bool:
-    """Return whether a page has the host of this server, `own`. Ports are ignored, see above."""
-    host = _page_host(origin.lower())
-    return host is not None and host == own
 
 
 def _page_host(origin: str) -> str | None:

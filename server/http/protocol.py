@@ -14,6 +14,8 @@ from server.errors import ApiError
 from server.http.failures import error_response, log_failure
 from server.http.framing import MAX_FIELDS, PIECE, Framing, Part, too_many_fields
 from server.http.request_id import HEADER, new_request_id
+from server.logs.access import log_access
+from server.metrics.measurement import Measurement
 
 MAX_PIPELINED = 32  # requests of one connection that wait for the answers of earlier ones
 # The key of a request's state that is set where the rest of its body is not waited for.
@@ -194,7 +196,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_refused = True
         self._head_deadline.cancel()
         request_id = new_request_id()
-        log_failure(request_id, error)
+        log_failure(error, request_id=request_id, quotes_body=False)
+        client = self.client[0] if self.client else "-"
+        unread = Measurement("", client=client, request_id=request_id)
+        unread.fail(error.code, error.status)
+        log_access(unread)
         newest = self.cycle  # the request that was begun last, and its answer
         if self._framing.part is not Part.BODY:
             is_next = newest is None or newest.response_complete
@@ -214,7 +220,8 @@ class BoundedProtocol(HttpToolsProtocol):
         A connection that is closed with unread bytes is reset, and its answers are lost.
         """
         if not self.transport.is_closing():
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no half-closed connections
+                self.transport.write_eof()
             self._linger_deadline.start()
 
 

@@ -6,6 +6,8 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.logs.context import current_request
+
 HEADER = "x-request-id"
 VALID_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -28,6 +30,7 @@ class RequestId:
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if VALID_ID.fullmatch(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request.set(request_id)  # of this request's own task
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -53,11 +53,12 @@ async def respond(
                 async for chunk in written:
                     yield chunk
         except (ApiError, EngineError) as error:
-            measurement.fail(as_api_error(error).code)
+            failure = as_api_error(error)
+            measurement.fail(failure.code, failure.status)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             measurement.leave()
-            log.info("%s: ended early: the client left, or the server stops", caller.request_id)
+            log.info("ended early: the client left, or the server stops")
             raise
 
     if body.stream:

@@ -70,6 +70,9 @@ class App(FastAPI):
             docs_url=None,  # these pages load scripts from other sites
             redoc_url=None,
             redirect_slashes=False,
+            # Its own traces would have the exceptions of requests, beside those of `server.traces`.
+            # Versions without any ignore this.
+            telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         )
         self.shared = shared
         self._schemas = [schema for api in apis for schema in api.schemas]

@@ -23,9 +23,8 @@ from starlette.types import Receive, Scope, Send
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
 from server.http.failures import log_failure
+from server.metrics.measurement import CLIENT_GONE
 from server.metrics.wait_status import Wait
-
-CLIENT_GONE = 499  # nginx's status for a client that left; the answer is not sent
 
 Chunk = TypeVar("Chunk", bound=Mapping[str, Any])
 Item = TypeVar("Item")
@@ -75,7 +74,7 @@ async def streamed_answer(
     first: asyncio.Task[Chunk] = asyncio.create_task(_first(chunks))
     if not await _wait_for_start(request, first, chunks, [pace.keepalive]):
         return Response(status_code=CLIENT_GONE)
-    return _EventStream(request.state.request_id, first, chunks, pace, dialect)
+    return _EventStream(first, chunks, pace, dialect)
 
 
 async def _whole(
@@ -200,7 +199,7 @@ class _LateJson(Response):
                     return
             await send({"type": "http.response.body", "body": self._whole.result().body})
         except (ApiError, EngineError) as error:
-            log_failure(self._request.state.request_id, as_api_error(error))
+            log_failure(as_api_error(error))
         finally:
             await _stop_shielded(self._whole, self._chunks)
 
@@ -210,14 +209,13 @@ class _EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        request_id: str,
         first: asyncio.Task[Chunk],
         chunks: AsyncGenerator[Chunk, None],
         pace: Pace,
         dialect: Dialect,
     ) -> None:
         super().__init__(
-            _events(request_id, first, chunks, pace.wait, dialect),
+            _events(first, chunks, pace.wait, dialect),
             ping=pace.keepalive,
             sep="\n",
             ping_message_factory=functools.partial(_make_signal, pace.wait, dialect),
@@ -239,7 +237,6 @@ async def _stop_shielded(task: asyncio.Task[Any], chunks: AsyncGenerator[Any, No
 
 
 async def _events(
-    request_id: str,
     first: asyncio.Task[Chunk],
     chunks: AsyncGenerator[Chunk, None],
     wait: Wait,
@@ -255,7 +252,7 @@ async def _events(
             yield ServerSentEvent(dialect.done, sep="\n")
     except (ApiError, EngineError) as error:
         failure = as_api_error(error)
-        log_failure(request_id, failure)
+        log_failure(failure)
         yield _make_event(dialect.failure(failure), dialect)
 
 

@@ -10,6 +10,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -18,12 +19,15 @@ from engine.messages import Audited, PassStats, StateStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 from server.schemas.status import RecurrentStates, ServerStatus
+from server.version import version
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+BYTES_PER_GB = 1e9
 
-# Seconds. A pass over weights on a disk may last many seconds, a prompt of 16,000 tokens minutes.
-REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-PASS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+# Seconds. A pass over weights on a disk may last a minute, a prompt of 16,000 tokens minutes, and a
+# long answer an hour.
+REQUEST_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+PASS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
@@ -33,6 +37,10 @@ class Metrics:
         # Otherwise each counter gets a second series with the time at which it was made.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no type
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        _gauge(self._registry, "build_info", "1, with the version of the server", "version").labels(
+            version(if_not_installed="unknown")
+        ).set(1)
         self.requests = _Requests(self._registry)
         states = _States(self._registry)
         self.engines = _Engines(self._registry, states)
@@ -66,29 +74,57 @@ class _Requests:
             "route",
             "model",
         )
-        self._prompt = _counter(registry, "prompt_tokens", "Tokens of prompts", "model")
+        self._queue = _histogram(
+            registry,
+            "queue_seconds",
+            "Time from a request until the engine ran it, with the load of its model",
+            REQUEST_BUCKETS,
+            "route",
+            "model",
+        )
+        self._per_token = _histogram(
+            registry,
+            "time_per_output_token_seconds",
+            "Mean time from one token of an answer to the next",
+            PASS_BUCKETS,
+            "route",
+            "model",
+        )
+        self._prompt = _counter(
+            registry, "prompt_tokens", "Tokens of prompts that the engine began", "model"
+        )
         self._cached = _counter(
             registry, "cached_prompt_tokens", "Tokens of prompts whose KV was reused", "model"
         )
-        self._completion = _counter(registry, "completion_tokens", "Tokens emitted", "model")
+        self._completion = _counter(
+            registry,
+            "completion_tokens",
+            "Tokens generated, also for requests that failed or whose client left",
+            "model",
+        )
 
     def count(self, measured: Measurement) -> None:
-        """Count a request that has ended, with or without success."""
+        """Count a request that has ended, with or without success, if it generates text."""
         route, model = measured.route, measured.model
+        if not route:
+            return
         self._ended.labels(route, model, measured.outcome).inc()
+        if measured.wait.is_over:
+            self._queue.labels(route, model).observe(measured.wait.milliseconds / 1e3)
         if measured.first_token_s is not None:
             self._first_token.labels(route, model).observe(measured.first_token_s)
         if measured.totals is not None:
             self._count_tokens(model, measured.totals)
             if measured.totals.is_complete:
                 self._seconds.labels(route, model).observe(measured.seconds)
+            if (per_token := measured.totals.seconds_per_token) is not None:
+                self._per_token.labels(route, model).observe(per_token)
 
     def _count_tokens(self, model: str, totals: Totals) -> None:
-        """Count emitted tokens, and the prompts of complete answers: of them the reuse is known."""
-        self._completion.labels(model).inc(totals.num_emitted)
-        if totals.is_complete:
-            self._prompt.labels(model).inc(totals.usage()["prompt_tokens"])
-            self._cached.labels(model).inc(totals.num_cached)
+        """Count what the engine has worked for, whether or not the client got it."""
+        self._completion.labels(model).inc(totals.num_generated)
+        self._prompt.labels(model).inc(totals.num_begun)
+        self._cached.labels(model).inc(totals.num_begun_cached)
 
 
 class _States:
@@ -107,7 +143,7 @@ class _States:
         self._used = _gauge(
             registry, "states_used", "States of sequences and of stored prefixes", "model", "of"
         )
-        self._bytes = _gauge(registry, "state_bytes_used", "Bytes of the states in use", "model")
+        self._bytes = _gauge(registry, "states_used_bytes", "Bytes of the states in use", "model")
 
     def count(self, model: str, stats: StateStats) -> None:
         """Count what became of stored states in a pass."""
@@ -244,17 +280,21 @@ class _Gauges:
     def __init__(self, registry: CollectorRegistry, states: _States) -> None:
         self._states = states
         self._model_loaded = _gauge(registry, "model_loaded", "1 if the model is loaded", "model")
-        self._waiting = _gauge(
-            registry, "waiting", "Requests waiting for a model, sequences waiting for a pass", "for"
+        self._waiting = _gauge(registry, "requests_waiting", "Requests waiting for their model")
+        self._sequences = _gauge(
+            registry, "sequences_waiting", "Sequences in the engine waiting for a pass"
         )
         self._running = _gauge(
             registry, "requests_in_engine", "Requests the engine has, waiting or running", "model"
         )
-        self._gbps = _gauge(
-            registry, "link_gbps", "Bandwidth of weights in the latest pass, GB/s", "model"
+        self._speed = _gauge(
+            registry,
+            "link_bytes_per_second",
+            "Bytes of weights that were copied in the latest pass, by its duration",
+            "model",
         )
         self._limit = _gauge(
-            registry, "link_limit_gbps", "Measured bandwidth of the link, GB/s", "model"
+            registry, "link_limit_bytes_per_second", "Measured bandwidth of the link", "model"
         )
         self._bits = _gauge(
             registry, "link_bits_per_weight", "Bits in which one weight travels", "model"
@@ -266,9 +306,9 @@ class _Gauges:
         """Set all gauges to the present figures."""
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
-        self._waiting.labels("model").set(status["queue"]["waiting_for_model"])
-        self._waiting.labels("pass").set(status["queue"]["waiting_for_pass"])
-        own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
+        self._waiting.set(status["queue"]["waiting_for_model"])
+        self._sequences.set(status["queue"]["waiting_for_pass"])
+        own = (self._running, self._speed, self._limit, self._bits, self._pages, self._used)
         for series in own:
             series.clear()
         self._states.clear()
@@ -276,11 +316,11 @@ class _Gauges:
         if engine is not None:
             model_id = engine["model"]
             self._running.labels(model_id).set(status["queue"]["in_engine"])
-            self._limit.labels(model_id).set(engine["link_limit_gbps"])
+            self._limit.labels(model_id).set(BYTES_PER_GB * engine["link_limit_gbps"])
             self._bits.labels(model_id).set(engine["link_bits_per_weight"])
             self._pages.labels(model_id).set(engine["kv_pages"])
             self._used.labels(model_id).set(engine["kv_pages_used"])
-            self._gbps.labels(model_id).set(engine["link_gbps"])
+            self._speed.labels(model_id).set(BYTES_PER_GB * engine["link_gbps"])
             if engine["states"] is not None:
                 self._states.set(model_id, engine["states"])
 

@@ -18,7 +18,9 @@ class Totals:
     """
 
     def __init__(self, num_choices: int, seed: int, num_prompt: int, num_given: int = 0) -> None:
-        self.num_emitted = 0
+        self.num_emitted = 0  # tokens that were written into the answer
+        self.num_generated = 0  # tokens that the engine has sent
+        self.num_begun = 0  # tokens of the prompts that the engine has begun
         self._num_given = num_given
         self._num_choices = num_choices
         self._seed = seed
@@ -41,13 +43,20 @@ class Totals:
         self._all.append(tokens.stats)
         self._finishes.add(tokens.finish)
 
-    def note_begun(self, prompt: int, num_cached: int) -> None:
+    def note_begun(self, prompt: int, num_cached: int, num_tokens: int) -> None:
         """Note how much of a prompt is in the cache when it is begun; only the first call counts.
 
         Args:
             prompt: the index of the prompt.
+            num_tokens: the length of the prompt.
         """
-        self._begun.setdefault(prompt, num_cached)
+        if prompt not in self._begun:
+            self._begun[prompt] = num_cached
+            self.num_begun += num_tokens
+
+    def note_generated(self, num_tokens: int) -> None:
+        """Count tokens that the engine has sent, whether or not the client will get them."""
+        self.num_generated += num_tokens
 
     def note_lost(self, prompt: int) -> None:
         """Count a restart of the engine, after which the answer to a prompt goes on."""
@@ -90,6 +99,18 @@ class Totals:
                 "rejected_prediction_tokens": sum(s.prediction_rejected for s in self._all),
             }
         return usage
+
+    @property
+    def num_begun_cached(self) -> int:
+        """Return the number of tokens of begun prompts that were in the cache."""
+        return sum(self._begun.values())
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Return the mean time from one token of a choice to the next; None for single tokens."""
+        timings = self.timings()
+        per_second = timings["predicted_per_second"]
+        return 1 / per_second if self.is_complete and per_second > 0 else None
 
     @property
     def num_cached(self) -> int:

@@ -3,13 +3,18 @@
 import time
 from collections.abc import Callable
 
+MOST_LOSSES = 16  # whose times are kept
+
 
 class Wait:
     """The wait of one request, from its arrival until the engine runs it."""
 
     def __init__(self) -> None:
         self._arrived = time.perf_counter()
-        self._ended: float | None = None
+        self.ended: float | None = None  # when the engine began to run it; `time.perf_counter`
+        self.losses: list[
+            tuple[float, float | None]
+        ] = []  # when an engine died, and another went on
         self._reason: Callable[[], str] = lambda: "waiting"
         self._prompt_left = ""  # how far the prompt is, while it runs
         self._is_lost = False  # whether the engine died that ran it, and it waits for the next one
@@ -20,28 +25,32 @@ class Wait:
 
     def end(self) -> None:
         """End the wait, when the engine runs the request; only the first call counts."""
-        if self._ended is None:
-            self._ended = time.perf_counter()
+        if self.ended is None:
+            self.ended = time.perf_counter()
 
     def note_prompt(self, done: int, total: int) -> None:
         """Note that the engine runs the request, and how many tokens of its prompts are done."""
         self.end()
-        self._is_lost = False
+        if self._is_lost:
+            self._is_lost = False
+            self.losses[-1] = (self.losses[-1][0], time.perf_counter())
         self._prompt_left = f"prompt {done} of {total}" if done < total else ""
 
     def note_lost(self) -> None:
         """Note that the engine has died, and that the request goes on when it is restarted."""
-        self._is_lost = True
+        if not self._is_lost:
+            self._is_lost = True
+            self.losses = [*self.losses[-MOST_LOSSES + 1 :], (time.perf_counter(), None)]
 
     @property
     def is_over(self) -> bool:
         """Return whether the engine has begun to run the request."""
-        return self._ended is not None
+        return self.ended is not None
 
     @property
     def milliseconds(self) -> int:
         """Return the length of the wait so far."""
-        return round(1e3 * ((self._ended or time.perf_counter()) - self._arrived))
+        return round(1e3 * ((self.ended or time.perf_counter()) - self._arrived))
 
     def __str__(self) -> str:
         if self._is_lost:

@@ -22,6 +22,7 @@ from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
 from server.errors import ApiError, reason_of
+from server.logs.context import create_background_task
 from server.metrics.load_speed import LoadMeter, step_text
 from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
@@ -278,7 +279,7 @@ class Models:
                 self._idle.end()
                 self._loading, self._step = entry, None
                 self.failures.pop(entry.id, None)
-                self._swap = asyncio.create_task(self._load(entry), name=f"load {entry.id}")
+                self._swap = create_background_task(self._load(entry), f"load {entry.id}")
                 self._swap.add_done_callback(functools.partial(self._loaded, entry))
             else:
                 return
@@ -344,7 +345,7 @@ class Models:
         self._idle.end()
         self._unloading = True
         unloading = self._unload(model, grace, why)
-        self._swap = asyncio.create_task(unloading, name=f"unload {model.entry.id}")
+        self._swap = create_background_task(unloading, f"unload {model.entry.id}")
         self._swap.add_done_callback(self._unloaded)
         return self._swap
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from engine.errors import EngineDied
+from engine.log_lines import write_line
 from server.errors import ApiError
+from server.logs.context import create_background_task
 from server.text import frames
 from server.text.handle import Host
 from server.text.limits import LANES, Lane, too_large, too_slow
@@ -267,6 +269,8 @@ class TextProcess:
     ) -> Any:
         answer: Answer = await frames.unpickled(reply)
         self._give_back(pool, worker, answer, is_slow)
+        for line in answer.log:
+            write_line(line, log)
         if answer.error is not None:
             raise answer.error
         if answer.bug:
@@ -308,7 +312,7 @@ class TextProcess:
         if self._model is not None:
             self._host.load(*self._model, self._pools[0].lane).add_done_callback(_log_failure)
         self._up.set()
-        watching = asyncio.create_task(self._watch(self._host), name="text host's end")
+        watching = create_background_task(self._watch(self._host), "text host's end")
         self._watching.add(watching)
         watching.add_done_callback(self._watching.discard)
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Sequence
 from multiprocessing import get_context
 
 from engine.errors import ModelError
+from engine.log_lines import LogLine, write_line
+from server.logs.context import create_background_task
 from server.text import frames, host
 from server.text.limits import LOAD, Lane
 from server.text.messages import (
@@ -22,6 +25,8 @@ from server.text.messages import (
     Retire,
     TextFacts,
 )
+
+log = logging.getLogger("understudy.text")
 
 END_S = 5.0  # a host that has not ended after this time is killed
 READ_AHEAD = 1 << 20  # bytes of a pipe that asyncio buffers ahead of the reader
@@ -55,7 +60,7 @@ class Host:
         loop = asyncio.get_running_loop()
         self.started_at = loop.time()
         self.exit_code: int | None = None  # once it has ended
-        self._reading = loop.create_task(self._read(), name="text host")
+        self._reading = create_background_task(self._read(), "text host")
 
     @property
     def is_retired(self) -> bool:
@@ -194,8 +199,10 @@ class Host:
         for number in list(self._ended):
             self._lose(number)
 
-    def _hear(self, message: Ready | Loaded | NotLoaded | Ended) -> None:
+    def _hear(self, message: Ready | Loaded | NotLoaded | Ended | LogLine) -> None:
         match message:
+            case LogLine():
+                write_line(message, log)
             case Ready():
                 self._ready.set()
             case Ended(number):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from engine.errors import ModelError
+from engine.log_lines import LogLine, adopt_libraries, send_logs
 from server.text import frames, stages, worker
 from server.text.limits import LOAD, MB, Lane, bounded
 from server.text.messages import (
@@ -65,7 +66,9 @@ def main(control: socket.socket, modules: Sequence[str]) -> None:
     os.environ.update(ENVIRONMENT)
     for name in modules:
         importlib.import_module(name)
-    _Host(control).run()
+    host = _Host(control)
+    send_logs(host.send)
+    host.run()
 
 
 class _Host:
@@ -86,7 +89,7 @@ class _Host:
         Then kill the remaining workers and exit this process; the method never returns.
         """
         _share_memory()
-        self._send(Ready())
+        self.send(Ready())
         while True:
             ready, _, _ = select.select([self._control, self._woken], [], [])
             if self._woken in ready:
@@ -132,8 +135,10 @@ class _Host:
 
         def work() -> None:
             self._control.close()
+            logged: list[LogLine] = []
+            send_logs(logged.append)
             stages.use_shared(stage)
-            worker.serve(connection, lane, self._tokenizer)
+            worker.serve(connection, lane, self._tokenizer, logged)
 
         self._children[forked(work)] = _Child(number, stage)
 
@@ -145,7 +150,7 @@ class _Host:
             child = self._children.pop(pid)
             stage = Stage(child.stage[0])
             child.stage.close()
-            self._send(Ended(child.number, os.waitstatus_to_exitcode(status), stage))
+            self.send(Ended(child.number, os.waitstatus_to_exitcode(status), stage))
 
     def _load(self, order: Load) -> None:
         self._tokenizer = None
@@ -155,11 +160,11 @@ class _Host:
                 tokenizer = load_tokenizer(folder, chat_template)
                 facts = TextFacts(tokenizer.bytes, tokenizer.template)
         except ModelError as error:
-            self._send(NotLoaded(str(error)))
+            self.send(NotLoaded(str(error)))
             return
         except MemoryError:
             size = f"{LOAD.memory // MB} MiB"
-            self._send(NotLoaded(f"{folder}: loading its tokenizer takes more memory than {size}"))
+            self.send(NotLoaded(f"{folder}: loading its tokenizer takes more memory than {size}"))
             return
         reason = tried(tokenizer.compile_template, order.trial).reason
         if reason:
@@ -168,7 +173,7 @@ class _Host:
                 f"{where}: the chat template cannot be compiled: {reason}. Correct it, or set "
                 "another with `chat_template` in the model's YAML file"
             )
-            self._send(NotLoaded(message))
+            self.send(NotLoaded(message))
             return
         with bounded(
             order.trial
@@ -185,9 +190,11 @@ class _Host:
         self._tokenizer = replace(tokenizer, support=found.value or tokenizer.support)
         self._tokenizer.grammar_checker.prepare()
         _share_memory()
-        self._send(Loaded(facts))
+        adopt_libraries()
+        self.send(Loaded(facts))
 
-    def _send(self, message: Ready | Loaded | NotLoaded | Ended) -> None:
+    def send(self, message: Ready | Loaded | NotLoaded | Ended | LogLine) -> None:
+        """Send a message to the front end, and end this process where that has ended."""
         try:
             frames.send(self._control, frames.frame(message))
         except OSError:

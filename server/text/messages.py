@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from engine.log_lines import LogLine
 from engine.text.detokenize import TokenBytes
 from server.errors import ApiError
 from server.text.limits import Lane
@@ -99,3 +100,4 @@ class Answer:
     error: ApiError | None = None
     bug: str = ""  # the traceback of an unexpected exception
     is_last: bool = False  # whether the worker ends after this answer, to free its memory
+    log: tuple[LogLine, ...] = ()  # what the call has logged

@@ -4,8 +4,10 @@ import contextlib
 import signal
 import socket
 import traceback
+from dataclasses import replace
 from typing import Any
 
+from engine.log_lines import LogLine
 from server.errors import ApiError
 from server.text import frames, stages
 from server.text.limits import (
@@ -24,10 +26,15 @@ MOST_GROWTH = 64 * MB  # a worker that has grown by more than this ends, to free
 LONGEST_REASON = 300  # characters of a library's error text that a client is shown
 
 
-def serve(connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None) -> None:
+def serve(
+    connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None, logged: list[LogLine]
+) -> None:
     """Run the calls that arrive on `connection` under the limits of `lane`.
 
     Return when the other end is closed, or when this process has grown by more than `MOST_GROWTH`.
+
+    Args:
+        logged: gets the lines that calls log, which are sent with their answers.
     """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # `bound_time` relies on the default actions
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -40,7 +47,8 @@ def serve(connection: socket.socket, lane: Lane, tokenizer: Tokenizer | None) ->
             bound_time(lane.seconds)
             answer = run(message.message, message.raw, tokenizer, lane)
             is_last = private_bytes() - at_first > MOST_GROWTH
-            reply = _framed(answer, is_last, lane)
+            reply = _framed(replace(answer, log=tuple(logged)), is_last, lane)
+            logged.clear()
             bound_time(0)
             frames.send(connection, reply)
 
@@ -72,7 +80,7 @@ def _framed(answer: Answer, is_last: bool, lane: Lane) -> frames.Frame:
     raw: Any = answer.value if isinstance(answer.value, bytes) else b""
     try:
         return frames.frame(
-            Answer(None if raw else answer.value, answer.error, answer.bug, is_last), raw
+            replace(answer, value=None if raw else answer.value, is_last=is_last), raw
         )
     except MemoryError:
         return frames.frame(Answer(error=too_large(stages.current(), lane), is_last=True))

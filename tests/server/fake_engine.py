@@ -178,6 +178,8 @@ class FakeEngine:
         self.load_started = asyncio.Event()
         self.restarted = asyncio.Event()
         self.refusal = ""
+        self.num_paused = 0  # requests that have reached `pause`
+        self.num_lost = 0  # requests that have been lost
 
     @property
     def num_outstanding(self) -> int:
@@ -246,8 +248,10 @@ class FakeEngine:
         continued: Mapping[int, Sequence[int]] = NOTHING,
         *,
         traced_nodes: int = 0,
+        http_id: str = "",
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
         if self.state != "ready" or self.info is None or self.refusal:
             raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
@@ -265,6 +269,7 @@ class FakeEngine:
             answer_format,
             emitted=tuple(tails),
             traced_nodes=traced_nodes,
+            http_id=http_id,
         )
         check_request(message, self.info)
         if len(self.running) >= self.max_queue:
@@ -274,7 +279,7 @@ class FakeEngine:
         self.running.add(request_id)
         events: EventQueue = asyncio.Queue()
         self.event_queues[request_id] = events
-        serving = asyncio.create_task(self._serve(message, events, on_prompt, on_lost))
+        serving = asyncio.create_task(self._serve(message, events, on_prompt, on_lost, on_tokens))
         self.waiting.append(request_id)
 
         def abort() -> None:
@@ -297,6 +302,7 @@ class FakeEngine:
         events: EventQueue,
         on_prompt: Callable[[int], None] | None,
         on_lost: Callable[[], None] | None,
+        on_tokens: Callable[[int], None] | None,
     ) -> None:
         self.request_started.set()
         if self.script.queue is not None:
@@ -316,15 +322,19 @@ class FakeEngine:
                 events.put_nowait(cast(EngineError, self.script.error))
                 return
             if self.script.pause is not None and i == longest - 1:
+                self.num_paused += 1
                 await self.script.pause.wait()
             if self.script.restart is not None and i == longest - 1:
                 assert on_lost is not None and on_prompt is not None
                 on_lost()
+                self.num_lost += 1
                 await self.script.restart.wait()
                 on_prompt(len(message.prompt))
             await asyncio.sleep(self.script.beat)
             for choice in passes:
                 if i < len(choice):
+                    if on_tokens is not None and not choice[i].is_replayed:
+                        on_tokens(len(choice[i].ids))
                     events.put_nowait(choice[i])
         self.running.discard(message.request_id)
         events.put_nowait(None)

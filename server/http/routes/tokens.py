@@ -77,5 +77,5 @@ async def count_chat_tokens(request: Request, received: Chat) -> Response:
 
 def _noted(request: Request, known: Known[bytes]) -> bytes:
     """Return an answer, and report what of the request it leaves out."""
-    note_left_out(request.state.request_id, measurement_of(request), known.left_out)
+    note_left_out(measurement_of(request), known.left_out)
     return known.result

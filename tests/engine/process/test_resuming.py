@@ -108,7 +108,7 @@ async def test_a_request_is_sent_again_with_the_tails_of_unfinished_choices(
     sent: list[tuple[int, tuple[int, ...], str | None]], tails: tuple[Tail, ...]
 ) -> None:
     message = Generate("r", (3, 4), PARAMS, 3)
-    request = RunningRequest(message, asyncio.Queue(), None, None, max_tokens=62)
+    request = RunningRequest(message, asyncio.Queue(), None, None, None, max_tokens=62)
     assert request.next_message("us-1") == message
     for own in sent:
         request.deliver(tokens_of(*own))
@@ -123,7 +123,7 @@ async def test_a_request_is_sent_again_with_the_tails_of_unfinished_choices(
 async def test_tokens_that_a_client_gave_are_replayed_until_they_are_read() -> None:
     given = (Tail(0, (5,), is_read=False), Tail(1, (), is_read=False), Tail(2, (6,), is_read=False))
     message = Generate("r", (3, 4), PARAMS, 3, emitted=given, is_continued=True)
-    request = RunningRequest(message, asyncio.Queue(), None, None, max_tokens=62)
+    request = RunningRequest(message, asyncio.Queue(), None, None, None, max_tokens=62)
     assert request.can_run_on("us-1")
     assert request.next_message("us-1").emitted == given
     assert not request.can_run_on("us-2"), "the first engine had given these tokens"
@@ -278,7 +278,7 @@ async def test_a_kept_token_takes_eight_bytes(is_continued: bool) -> None:
     message = Generate("r", (1, 2), PARAMS, emitted=tails, is_continued=is_continued)
     tracemalloc.start()
     try:
-        request = RunningRequest(message, asyncio.Queue(), None, None, len(ids))
+        request = RunningRequest(message, asyncio.Queue(), None, None, None, len(ids))
         for first in () if is_continued else range(0, len(ids), 10):
             request.deliver(Tokens("r", 0, tuple(ids[first : first + 10]), "text"))
             request.events.get_nowait()
@@ -297,7 +297,7 @@ async def test_a_client_that_reads_slowly_gets_no_rejected_nodes() -> None:
     trace = PassTrace(1, 3, 4, 4, 1, 1.0, 0.0, 0.0, 0, nodes)
     events: EventQueue = asyncio.Queue()
     message = Generate("r", (1,), SamplingParams(), traced_nodes=99)
-    running = RunningRequest(message, events, None, None, 99)
+    running = RunningRequest(message, events, None, None, None, 99)
     for _ in range(MAX_UNREAD + 1):
         running.deliver(Tokens("r", 0, (5, 6, 8), "", traces=(trace,)))
     got = [events.get_nowait() for _ in range(MAX_UNREAD + 1)]

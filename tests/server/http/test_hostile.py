@@ -53,7 +53,7 @@ async def test_more_prompts_than_the_queue_holds_are_a_400(make_app: MakeApp) ->
         assert error["param"] == "prompt"
 
 
-async def test_quoted_values_are_cut_and_logged_on_one_line(
+async def test_quoted_values_are_cut_and_not_logged(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "understudy"):
@@ -61,7 +61,8 @@ async def test_quoted_values_are_cut_and_logged_on_one_line(
         assert len(error["message"]) < 300
         part = {"type": "a\n12:00:00 INFO forged \x1b[31m"}
         error_of(await chat(client, messages=[{"role": "user", "content": [part]}]), 400)
-    assert "forged" in caplog.records[-1].getMessage()
+    assert "forged" not in caplog.text, "the log has nothing of the body"
+    assert caplog.messages[-1] == "400 invalid_value (messages.0.content.0.type)"
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
@@ -79,7 +80,7 @@ async def test_a_client_that_leaves_within_its_body_logs_no_traceback(
             writer.close()
             await writer.wait_closed()
             async with asyncio.timeout(10):
-                while "The client left after 1 bytes" not in caplog.text:
+                while "400 incomplete_body" not in caplog.text:
                     await asyncio.sleep(0)
     assert "Traceback" not in caplog.text
 

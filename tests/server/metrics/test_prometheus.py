@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDied, ModelError, PassFailed
 from engine.messages import Audited, PassStats, WeightsChecked
+from server.version import version
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
 from tests.server.fake_engine import FakeEngines
 
@@ -81,7 +82,7 @@ async def test_reading_metrics_works_without_a_model_and_loads_none(
     series = await scrape(client)
     assert series("model_loaded", model="main") == 0
     assert series("model_loaded", model="org/other") == 0
-    assert series("waiting", **{"for": "model"}) == 0
+    assert series("requests_waiting") == 0
     assert series.labels("kv_pages") == []
     assert engines.made == []
 
@@ -199,7 +200,46 @@ async def test_tokens_of_a_client_that_left_are_counted(
             series = await scrape(client)
     assert outcomes(series) == {("/chat/completions", "client_left"): 1}
     assert series("completion_tokens_total", model="main") == len("Hello there.")
-    assert series.labels("prompt_tokens_total") == []
+    assert series("prompt_tokens_total", model="main") == len(engines.engine.requests[0].prompt)
+    assert series("cached_prompt_tokens_total", model="main") == engines.script.num_prefilled
+
+
+async def test_tokens_are_counted_that_nobody_reads(
+    make_app: MakeApp, engines: FakeEngines
+) -> None:
+    """The best of several choices is shown last: until then no token is written."""
+    engines.script.pause = asyncio.Event()
+    async with serving(make_app()) as url, httpx.AsyncClient(base_url=url) as client:
+        asking = asyncio.create_task(complete(client, n=1, best_of=2))
+        while not (engines.made and engines.engine.num_paused):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await engines.engine.request_closed.wait()
+        series = await scrape(client)
+        while not series.labels("requests_total"):
+            series = await scrape(client)
+    assert series("completion_tokens_total", model="main") == 2 * len("Hello there.")
+
+
+async def test_tokens_of_an_answer_that_fails_are_counted(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.script.error = PassFailed("unreadable", "weights_unreadable")
+    engines.script.error_after = 2
+    error_of(await chat(client), 500)
+    series = await scrape(client)
+    assert series("completion_tokens_total", model="main") == 2 * engines.script.burst
+    assert series("prompt_tokens_total", model="main") == len(engines.engine.requests[0].prompt)
+
+
+async def test_waits_and_times_per_token_are_measured(client: httpx.AsyncClient) -> None:
+    await chat(client)
+    await chat(client, max_tokens=1)
+    series = await scrape(client)
+    of_chat = {"route": "/chat/completions", "model": "main"}
+    assert series("queue_seconds_count", **of_chat) == 2
+    assert series("time_per_output_token_seconds_count", **of_chat) == 1
+    assert series("build_info", version=version(if_not_installed="unknown")) == 1
 
 
 async def test_passes_are_counted_by_kind_source_and_cause(
@@ -224,8 +264,8 @@ async def test_passes_are_counted_by_kind_source_and_cause(
             (("cause", "host"),): 0.25,
         },
         "link_bytes_total": {(): 10e9},
-        "link_gbps": {(): 2.5},
-        "link_limit_gbps": {(): 12.5},
+        "link_bytes_per_second": {(): 2.5e9},
+        "link_limit_bytes_per_second": {(): 12.5e9},
         "link_bits_per_weight": {(): 7.5},
         "kv_pages": {(): 100},
         "kv_pages_used": {(): 40},
@@ -235,7 +275,7 @@ async def test_passes_are_counted_by_kind_source_and_cause(
         assert len(series.labels(name)) == len(values), name
         for labels, value in values.items():
             assert series(name, model="main", **dict(labels)) == value, (name, labels)
-    assert series("waiting", **{"for": "pass"}) == 3
+    assert series("sequences_waiting") == 3
 
 
 async def test_damaged_weights_are_counted_from_0(
@@ -285,7 +325,7 @@ async def test_counts_outlive_a_swap_and_gauges_follow_the_loaded_model(
     assert series("model_loaded", model="org/other") == 1
     assert series.labels("kv_pages") == [{"model": "org/other"}]
     assert series("kv_pages_used", model="org/other") == 0
-    assert series("waiting", **{"for": "pass"}) == 0
+    assert series("sequences_waiting") == 0
 
 
 async def test_waiting_requests_are_reported_while_a_model_loads(
@@ -297,7 +337,7 @@ async def test_waiting_requests_are_reported_while_a_model_loads(
         await asyncio.sleep(0)
     await engines.engine.load_started.wait()
     series = await scrape(client)
-    assert series("waiting", **{"for": "model"}) == 3
+    assert series("requests_waiting") == 3
     assert series("model_loaded", model="main") == 0
     engines.script.load_gate.set()
     for task in asking:

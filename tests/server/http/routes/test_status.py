@@ -157,7 +157,7 @@ async def test_states_of_recurrent_layers_are_shown_where_there_are_any(
     await chat(client)
     engines.engine.on_pass(PASS)
     assert (await status_of(client))["engine"]["states"] is None
-    names = ("states", "states_used", "state_bytes_used", "state_hits_total")
+    names = ("states", "states_used", "states_used_bytes", "state_hits_total")
     series = await scrape(client)
     assert not any(series.labels(name) for name in names)
     engines.script.num_states = 8
@@ -170,7 +170,7 @@ async def test_states_of_recurrent_layers_are_shown_where_there_are_any(
     kept = {"room": 8, "sequences": 1, "prefixes": 5, "bytes_used": 500}
     assert states == {**kept, "hits": 2, "evictions": 3}
     model = {"model": "org/other"}
-    assert series("states", **model) == 8 and series("state_bytes_used", **model) == 500
+    assert series("states", **model) == 8 and series("states_used_bytes", **model) == 500
     assert series("states_used", of="sequences", **model) == 1
     assert series("states_used", of="prefixes", **model) == 5
     assert series("state_hits_total", **model) == 2
