@@ -294,7 +294,7 @@ class _Planner:
         states = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
         needed = {
             "runtime": runtime,
-            "what loading takes": making,
+            "what is made while loading": making,
             "activations": plan.activation_bytes + plan.other_bytes,
             "draft": plan.draft_bytes,
             f"ring of {plan.ring_slots} slots": plan.ring_bytes,
