@@ -45,7 +45,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -89,6 +89,9 @@ fuzz-requests: $(VENV)/.installed-test ## send 10,000 mutated bodies of real cli
 
 kill-engine: $(VENV)/.installed-test ## end the engine 100 times under requests of every kind (40 minutes); resumable
 	$(PYTEST) $(BIN)/python -m tests.kills $(ARGS)
+
+chaos: $(VENV)/.installed-test ## break a server in every way under clients: ARGS="--seed 3 --minutes 10"; resumable
+	$(PYTEST) $(BIN)/python -m tests.chaos $(ARGS)
 
 test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 	$(PYTEST) $(BIN)/pytest -q tests/gpu $(ARGS)

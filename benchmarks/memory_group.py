@@ -81,6 +81,18 @@ class MemoryGroup:
         if (self.path / name).exists():  # a kernel without swap accounting has none
             (self.path / name).write_text(value or str(nbytes))
 
+    def lift_limit(self) -> None:
+        """Let the group use all memory again. The swap first: it may not be below the memory."""
+        name, value = self._files.no_swap
+        if (self.path / name).exists():
+            (self.path / name).write_text("max" if value else "-1")
+        (self.path / self._files.limit).write_text("max" if value else "-1")
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """Return the memory of the group that is not page cache, in bytes."""
+        return self._table("memory.stat").get(self._files.anonymous, 0)
+
     def limit_reads(self, folder: Path, bytes_per_second: int) -> None:
         """Limit the group's reads from the disk that holds `folder`.
 

@@ -9,7 +9,10 @@ import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.errors import ModelError, shown
@@ -20,6 +23,26 @@ DEEPEST = 64  # objects and lists inside each other
 # A string, or a comma to be removed. A string that is never closed is matched too, and the
 # possessive quantifiers (`++`) never backtrack, so that the time is linear for every text.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]++|\\.)*+"?+)|,(?=\s*[}\]])', re.DOTALL)
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Make a folder for temporary files that exists until the end of the block.
+
+    Raises `ModelError` if the system cannot make it, or write or read a file in the block.
+    """
+    try:
+        prefix = f"understudy-{name}-"
+        with TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as own:
+            yield Path(own)
+    except OSError as error:
+        if error.errno is None:  # raised by a library that takes this type for errors of its own
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise ModelError(
+            f"{where}{error.strerror}. A temporary file could not be used: free some space, or set "
+            "TMPDIR to a folder on another disk"
+        ) from error
 
 
 def find_folder(name: str, place: Path = Path()) -> Path | None:

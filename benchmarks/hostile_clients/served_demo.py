@@ -1,4 +1,4 @@
-"""Run `understudy serve demo` in its own process, and start it again when it ends."""
+"""Run `understudy serve` with a demo model in its own process, and start it again when it ends."""
 
 import contextlib
 import http.client
@@ -9,16 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from benchmarks.hostile_clients.process_memory import ServerMemory
+from benchmarks.memory_group import MemoryGroup
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 ANSWER_SECONDS = 30.0
 ENVIRONMENT = {
@@ -58,17 +61,31 @@ class Address:
 
 
 class ServedDemo:
-    """A running server with the demo model.
+    """A running server with a demo model. It keeps its port when it is started again.
 
     Args:
         folder: the place of its logs, and its home folder.
         client_timeout: the server's setting, in seconds.
+        model: the id of the model.
+        environment: further environment variables.
+        group: the memory group of its processes.
     """
 
-    def __init__(self, folder: Path, client_timeout: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        client_timeout: float,
+        *,
+        model: str = "demo",
+        environment: Mapping[str, str] = MappingProxyType({}),
+        group: MemoryGroup | None = None,
+    ) -> None:
         self._folder = folder
-        self._settings = {"UNDERSTUDY_CLIENT_TIMEOUT": str(client_timeout)}
+        self._settings = {"UNDERSTUDY_CLIENT_TIMEOUT": str(client_timeout), **environment}
+        self._model = model
+        self._group = group
         self._process: subprocess.Popen[bytes] | None = None
+        self.address = Address(0, 0)
         self.num_starts = 0
         self._start()
 
@@ -103,10 +120,12 @@ class ServedDemo:
     def _start(self) -> None:
         self.num_starts += 1
         log = self._folder / f"server-{self.num_starts}.log"
-        command = [sys.executable, "-m", "server.cli.main", "serve", "demo", "--port", "0"]
+        command = [sys.executable, "-m", "server.cli.main", "serve", self._model]
+        command += ["--port", str(self.address.port)]
         own = {"PYTHONPATH": str(ROOT), "HOME": str(self._folder)}
+        start: Any = subprocess.Popen if self._group is None else self._group.start
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
+            self._process = start(
                 command,
                 cwd=self._folder,
                 env=ENVIRONMENT | os.environ | self._settings | own,
@@ -114,6 +133,7 @@ class ServedDemo:
                 stderr=output,
                 start_new_session=True,  # so that `kill` reaches all processes as one group
             )
+        assert self._process is not None
         self.address = Address(self._process.pid, self._port(log))
         self.memory = ServerMemory(self._process.pid)
 
@@ -123,7 +143,7 @@ class ServedDemo:
         deadline = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < deadline:
             text = log.read_text(encoding="utf-8", errors="replace")
-            if found := re.search(rf"serves demo at http://{re.escape(HOST)}:(\d+)", text):
+            if found := re.search(rf"serves {self._model} at http://{re.escape(HOST)}:(\d+)", text):
                 return int(found[1])
             time.sleep(0.1)
         self.kill()

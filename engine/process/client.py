@@ -126,9 +126,9 @@ class EngineClient:
         on_lost: Callable[[], None] | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
-        """Send a request to the engine, and return the stream of its tokens.
+        """Send a request to the engine, or to the next one, and return the stream of its tokens.
 
-        Raise `EngineDied` when the model is not ready, `RequestError` when it cannot serve the
+        Raise `EngineDied` when the model is not loaded, `RequestError` when it cannot serve the
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
@@ -141,7 +141,7 @@ class EngineClient:
             on_lost: is called when the process has died and the request waits for the next one.
             on_tokens: is called with the number of new tokens when they arrive, read or not.
         """
-        info = self._process.ready_info()
+        info = self._process.accepting_info()
         message = Generate(
             request_id,
             tuple(prompt),

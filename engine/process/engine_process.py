@@ -138,9 +138,12 @@ class EngineProcess:
             ) from None
         return self._loaded()
 
-    def ready_info(self) -> ModelInfo:
-        """Return the properties of the model. Raise `EngineDied` if it takes no new requests."""
-        if self.state != "ready" or self.info is None or self._child is None or self.refusal:
+    def accepting_info(self) -> ModelInfo:
+        """Return the properties of the model, which may be restarting.
+
+        Raise `EngineDied` if it takes no new requests.
+        """
+        if self.state not in ("ready", "restarting") or self.info is None or self.refusal:
             raise self._not_ready()
         return self.info
 
@@ -207,6 +210,9 @@ class EngineProcess:
     def _not_ready(self) -> EngineDied:
         if self.refusal is not None:
             return EngineDied(self.refusal, "engine_closed")
+        if self.state == "closed":
+            said = f"The model {self._spec.id!r} was closed, because it was unloaded."
+            return EngineDied(said, "engine_closed")
         return EngineDied(f"The model {self._spec.id!r} is not ready ({self.state}).")
 
     # -- supervision

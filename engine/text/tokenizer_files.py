@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.errors import ModelError, shown
-from engine.files import POINTER, pointer_error, read_bytes, read_object, read_text
+from engine.files import (
+    POINTER,
+    pointer_error,
+    read_bytes,
+    read_object,
+    read_text,
+    temporary_folder,
+)
 from engine.weights.config_file import read_config_values
 from engine.weights.config_place import CONFIG_NAME
 from engine.weights.family import write_config
@@ -40,8 +46,7 @@ def private_copy(folder: Path) -> Iterator[Path]:
 
     Raises `ModelError` that names the file and what is wrong with it.
     """
-    with TemporaryDirectory(prefix="understudy-tokenizer-") as own:
-        copy = Path(own)
+    with temporary_folder("tokenizer") as copy:
         for path in sorted(folder.iterdir()):
             if path.name in _OBJECTS:
                 values = read_object(path)

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
@@ -27,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from engine.errors import ModelError, shown
+from engine.files import temporary_folder
 from engine.library_call import find_key, library_call
 from engine.printable_logs import make_printable
 from engine.spec import RopeSpec
@@ -217,9 +217,9 @@ def _scaled_positions(config: Any, rope: RopeSpec, where: ConfigPlace) -> dict[s
 
 def make_config(values: Mapping[str, Any]) -> Any:
     """Return the configuration of transformers for the values of a config.json."""
-    with TemporaryDirectory(prefix="understudy-config-") as own:
+    with temporary_folder("config") as own:
         # transformers reads this file, which has only values that were checked.
-        write_config(values, Path(own))
+        write_config(values, own)
         return AutoConfig.from_pretrained(own, trust_remote_code=False)
 
 

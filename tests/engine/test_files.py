@@ -1,14 +1,16 @@
 """Small files of a model folder are read within bounds, whatever stands in their place."""
 
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine.errors import LONGEST_MESSAGE, ModelError, printable, shown
-from engine.files import find_folder, parse_object, read_object, read_text
+from engine.files import find_folder, parse_object, read_object, read_text, temporary_folder
 
 
 def loop(path: Path) -> None:
@@ -116,3 +118,33 @@ def test_a_name_that_means_no_folder_is_none(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert find_folder(name, tmp_path) is None
     assert find_folder(".", tmp_path) == tmp_path.resolve()
+
+
+def test_a_temporary_folder_ends_with_its_block() -> None:
+    with temporary_folder("test") as folder:
+        (folder / "file").write_text("a")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_temporary_file_that_cannot_be_written_is_named(error: int) -> None:
+    reason = os.strerror(error)
+    with (
+        pytest.raises(ModelError, match=f"config.json: {reason}.*TMPDIR"),
+        temporary_folder("test") as folder,
+    ):
+        raise OSError(error, reason, str(folder / "config.json"))
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    told = r"gone/understudy-test-.*No such file.*TMPDIR"
+    with pytest.raises(ModelError, match=told), temporary_folder("test"):
+        pass
+
+
+def test_errors_that_a_library_raises_as_its_own_are_left_to_the_caller() -> None:
+    with pytest.raises(OSError, match="no valid config"), temporary_folder("test"):
+        raise OSError("no valid config")

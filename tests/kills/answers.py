@@ -20,6 +20,21 @@ PLAIN = {"method": "none"}
 BEFORE_TOKENS = ("response.created", "response.in_progress", "message_start", "ping")
 
 
+class ErrorAnswer(AssertionError):
+    """An error that the server sent; `code` is the one that it has, "" if it has none."""
+
+    def __init__(self, question: Question, status: int, said: str) -> None:
+        super().__init__(str(question), status, said)
+        self.status = status
+        try:
+            error = json.loads(said)
+            error = error.get("response", error).get("error") or error
+        except (ValueError, AttributeError):
+            error = {}
+        self.code = str(error.get("code") or error.get("type") or "")
+        self.message = str(error.get("message") or "")
+
+
 @dataclass
 class Answer:
     """What a request got, and how it was sent.
@@ -108,14 +123,15 @@ class Asking:
     num_hits: int = 0
 
     async def ask(self, client: httpx.AsyncClient) -> Answer:
-        """Send the request, and return its answer. Raises `AssertionError` for an error."""
+        """Send the request, and return its answer. Raises `ErrorAnswer`."""
         body = self.question.body(self.model)
         if self.is_plain:
             body["speculation"] = PLAIN
         if self.question.is_streamed:
             return await self._streamed(client, body)
         answer = await client.post(self.question.path, json=body)
-        assert answer.status_code == 200, (str(self.question), answer.text)
+        if answer.status_code != 200:
+            raise ErrorAnswer(self.question, answer.status_code, answer.text)
         return Answer(bare(answer.json()), answer.json().get("timings", {}).get("resumed", 0))
 
     async def _streamed(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
@@ -123,14 +139,17 @@ class Asking:
         resumed, pause, silence = 0, 0.0, 0.0
         last_line, last_event = time.monotonic(), None
         async with client.stream("POST", self.question.path, json=body) as stream:
-            assert stream.status_code == 200, (str(self.question), await stream.aread())
+            if stream.status_code != 200:
+                said = (await stream.aread()).decode(errors="replace")
+                raise ErrorAnswer(self.question, stream.status_code, said)
             async for line in stream.aiter_lines():
                 now = time.monotonic()
                 silence, last_line = max(silence, now - last_line), now
                 if not line.startswith("data: {"):
                     continue
                 event = json.loads(line[6:])
-                assert "error" not in event or not event["error"], (str(self.question), event)
+                if event.get("error") or (event.get("response") or {}).get("error"):
+                    raise ErrorAnswer(self.question, stream.status_code, line[6:])
                 if event.get("type") == "ping":
                     continue
                 if last_event is not None:

@@ -101,12 +101,13 @@ PROMPTS: dict[str, Body] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A request of some kind to an API, streamed or whole."""
+    """A request of some kind to an API, streamed or whole, for at most `most` tokens."""
 
     kind: str
     door: str
     is_streamed: bool
     seed: int
+    most: int = MOST_TOKENS
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.door}, {'streamed' if self.is_streamed else 'whole'}"
@@ -118,10 +119,13 @@ class Question:
 
     def body(self, model: str) -> Body:
         """Return the whole body."""
-        most = NEAR_LIMIT[self.seed % len(NEAR_LIMIT)] if self.kind == "schema" else MOST_TOKENS
+        fields = KINDS[self.kind][self.door]
+        most = max(self.most, fields.get("min_tokens", 0))
+        if self.kind == "schema":
+            most = NEAR_LIMIT[self.seed % len(NEAR_LIMIT)]
         limit = LIMITS.get(self.door, "max_tokens")
         body: Body = {"model": model, "temperature": 1, "seed": self.seed, limit: most}
-        body |= {"return_token_ids": True, **PROMPTS[self.door], **KINDS[self.kind][self.door]}
+        body |= {"return_token_ids": True, **PROMPTS[self.door], **fields}
         if self.is_streamed:
             body["stream"] = True
             if self.door in ("chat", "completions"):

@@ -67,3 +67,10 @@ async def test_draining_fails_requests_that_wait_for_a_restart(
     with pytest.raises(EngineDied, match="enough for today") as died:
         await exhaust(running)
     assert died.value.code == "engine_closed"
+
+
+async def test_a_request_for_an_unloaded_model_says_so(client: EngineClient) -> None:
+    await client.close()
+    with pytest.raises(EngineDied, match="closed, because it was unloaded") as died:
+        client.generate("late", [5], PARAMS)
+    assert died.value.code == "engine_closed"

@@ -260,6 +260,21 @@ async def test_streams_end_with_the_death_if_the_model_cannot_be_loaded_again(
     assert (client.state, client.num_outstanding) == ("failed", 0)
 
 
+async def test_a_request_that_comes_while_the_process_restarts_is_answered(
+    clients: MakeClient,
+) -> None:
+    resumed: list[None] = []
+    client = clients(callbacks=EngineCallbacks(on_resume=lambda: resumed.append(None)))
+    await client.start()
+    running = client.generate("running", [ENDLESS], PARAMS)
+    await anext(running)
+    await kill(client)
+    assert client.state == "restarting"
+    assert await rest(client.generate("new", LONG, PARAMS, 2)) == {0: LONG, 1: LONG[:-1]}
+    assert len(resumed) == 1, "only the running one has been resumed"
+    await running.aclose()
+
+
 async def test_closing_during_a_restart_ends_the_streams(client: EngineClient) -> None:
     stream = client.generate("r", [ENDLESS], PARAMS)
     await anext(stream)

@@ -266,8 +266,6 @@ async def test_a_killed_process_is_restarted(clients: MakeClient) -> None:
     os.kill(before, signal.SIGKILL)
     while client.state == "ready":
         await asyncio.sleep(0)
-    with pytest.raises(EngineDied, match="restarting"):
-        client.generate("too early", [5], PARAMS)
     assert (await client.ready(60)).model_id == "fake"
     assert child_pid(client) != before
     assert len(restarts) == 1

@@ -212,6 +212,41 @@ def test_a_closed_folder_is_never_read(source: NumberedUnits, folder: Path) -> N
         os.close(other)
 
 
+# Damage after the first read
+
+
+def test_damage_after_the_first_read_is_found_by_the_next_one(
+    source: NumberedUnits, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    units = open_cache(source)
+    assert_whole(units, source)
+    flip(folder / unit_name(3))
+    caplog.set_level(logging.WARNING)
+    assert_whole(units, source)
+    assert "00003.unit: wrong checksum" in caplog.text
+    assert units.num_repaired == 1 and source.reads == {3: 1}
+
+
+def test_a_bit_that_flips_in_one_read_is_read_again(
+    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = open_cache(source)
+    assert_whole(units, source)
+    read, count = UnitFile.read, 0
+
+    def flip_every_third(file: UnitFile, memory: Tensor, offset: int) -> None:
+        nonlocal count
+        read(file, memory, offset)
+        count += 1
+        if count % 3 == 0:
+            memory[count] ^= 1 << count % 8
+
+    monkeypatch.setattr(UnitFile, "read", flip_every_third)
+    assert_whole(units, source)
+    assert count > 3
+    assert units.num_repaired == 0 and not source.reads
+
+
 # Checked again while nobody waits
 
 

@@ -1,0 +1,94 @@
+"""Leaks, and which answers of witnesses are failures."""
+
+import os
+
+import pytest
+
+from tests.chaos.accounts import (
+    MB,
+    SLACK_BYTES,
+    SLACK_ITEMS,
+    Account,
+    find_leaks,
+    growths,
+    take_account,
+)
+from tests.chaos.witnesses import AFTER_S, Attempt, Verdict, Window, fault_of
+
+THREADS = "engine's threads"
+
+
+def _account(requests: int, memory: float, threads: float, engine: int = 1) -> Account:
+    return Account(
+        requests,
+        {"engine": memory, THREADS: threads},
+        {"engine": engine, THREADS: engine},
+    )
+
+
+def test_growth_up_to_the_bound_is_no_leak() -> None:
+    grown = SLACK_BYTES + 5 * MB
+    accounts = [_account(0, 100 * MB, 10), _account(5000, 100 * MB + grown, 10 + SLACK_ITEMS + 5)]
+    assert find_leaks(accounts) == []
+
+
+def test_growth_above_the_bound_is_a_leak_with_its_figures() -> None:
+    grown = SLACK_BYTES + 6 * MB
+    accounts = [
+        _account(0, 100 * MB, 10),
+        _account(900, 500 * MB, 10),
+        _account(5000, 100 * MB + grown, 16 + SLACK_ITEMS),
+    ]
+    memory, threads = find_leaks(accounts)
+    assert (memory.what, memory.growth, memory.requests) == ("engine", grown, 5000)
+    assert str(memory) == ("engine grew by 26.0 MB in 5000 requests, at most 25.0 are allowed")
+    assert (threads.what, threads.growth) == (THREADS, 6 + SLACK_ITEMS)
+    assert growths(accounts) == [("engine", 5000, grown), (THREADS, 5000, 6 + SLACK_ITEMS)]
+
+
+def test_another_process_is_no_growth() -> None:
+    accounts = [_account(0, 0.0, 0, 1), _account(10, 900 * MB, 90, 2), _account(20, 0.0, 0, 1)]
+    assert find_leaks(accounts) == []
+
+
+def test_the_account_of_this_process_has_its_descriptors() -> None:
+    before = take_account(os.getpid(), 0, {}).amounts["front end's descriptors"]
+    reader, writer = os.pipe()
+    after = take_account(os.getpid(), 0, {}).amounts["front end's descriptors"]
+    os.close(reader)
+    os.close(writer)
+    assert after == before + 2
+
+
+KILL, STOP, DISK = "engine: SIGKILL", "engine: stopped", "disk: reads fail"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "windows", "fails"),
+    [
+        ("same", "", [], False),
+        ("altered", "", [Window(0, DISK, 0.0, None)], True),
+        ("silent", "", [Window(0, DISK, 0.0, None)], True),
+        ("unclear", "", [Window(0, DISK, 0.0, None)], True),
+        ("refused", "weights_unreadable", [Window(0, DISK, 5.0, None)], False),
+        ("refused", "weights_unreadable", [Window(0, DISK, 0.0, 101.0 - AFTER_S)], False),
+        ("refused", "weights_unreadable", [Window(0, DISK, 0.0, 99.0 - AFTER_S)], True),
+        ("refused", "weights_unreadable", [Window(0, DISK, 120.0, None)], True),
+        ("refused", "weights_unreadable", [], True),
+        ("refused", "engine_died", [Window(0, STOP, 0.0, None)], True),
+        ("refused", "engine_died", [Window(0, KILL, 100.0, 100.1)], False),
+        ("refused", "weights_unreadable", [Window(0, KILL, 100.0, 100.1)], True),
+        ("refused", "request_failed", [Window(0, KILL, 100.0, 100.1)], False),
+        ("cut", "", [Window(0, KILL, 100.0, 100.1)], True),
+        ("cut", "", [Window(0, "front end: SIGKILL", 100.0, 110.0, True)], False),
+        ("cut", "", [Window(0, "front end: stopped", 100.0, 110.0)], True),
+        ("cut", "", [Window(0, "front end: no descriptors", 100.0, 110.0)], False),
+        ("refused", "engine_closed", [Window(0, "front end: SIGKILL", 100.0, 110.0, True)], False),
+    ],
+)
+def test_an_error_is_a_failure_unless_a_step_explains_it(
+    verdict: Verdict, code: str, windows: list[Window], fails: bool
+) -> None:
+    attempt = Attempt("greedy, chat, whole", "demo", 100.0, 110.0, verdict, code, "why")
+    fault = fault_of(attempt, windows)
+    assert bool(fault) == fails
