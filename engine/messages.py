@@ -1,13 +1,14 @@
 """The messages on the pipe between the front end and the engine process.
 
 They are frozen dataclasses, which the pipe pickles: the engine is a child of the front end and
-trusted. The front end sends `Generate`, `Abort` and `Shutdown`, and the engine all others.
+trusted. The front end sends the messages of `Inbound`, and the engine those of `Outbound`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.moves import LimitMemory, Replanned
 from engine.pass_trace import PassTrace
 from engine.spec import Numerics
 
@@ -210,6 +211,7 @@ class ModelInfo:
     sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json
     files: str = ""  # changes with the model's files and with how its positions are scaled
     tiers: tuple[tuple[str, int], ...] = ()  # the number of units of weights in each tier
+    tier_bytes: tuple[tuple[str, int], ...] = ()  # their bytes, as they are kept there
 
 
 @dataclass(frozen=True)
@@ -379,7 +381,7 @@ class LogLine:
     text: str
 
 
-Inbound = Generate | Abort | Shutdown
+Inbound = Generate | Abort | LimitMemory | Shutdown
 Outbound = (
     LoadProgress
     | Ready
@@ -391,5 +393,6 @@ Outbound = (
     | PassStats
     | Audited
     | WeightsChecked
+    | Replanned
     | LogLine
 )

@@ -25,6 +25,7 @@ from engine.messages import (
     Tokens,
     WeightsChecked,
 )
+from engine.moves import LimitMemory, Replanned
 from engine.process import worker
 from engine.process.child import Child, EntryPoint, explain_exit
 from engine.process.watchdog import MIN_SILENCE_S, Backoff, Watchdog
@@ -52,6 +53,7 @@ class EngineCallbacks:
     on_pass: Callable[[PassStats], None] = _ignore
     on_audit: Callable[[Audited], None] = _ignore
     on_check: Callable[[WeightsChecked], None] = _ignore
+    on_replan: Callable[[Replanned], None] = _ignore  # after units of weights have moved
     on_restart: Callable[[], None] = _ignore
     on_resume: Callable[[], None] = _ignore  # for each stream that goes on after a restart
 
@@ -108,6 +110,7 @@ class EngineProcess:
         self._ready_at: float | None = None
         self._has_served = False  # whether the current process has completed a pass
         self._stalled = ""  # why the current process is being ended
+        self._limits = LimitMemory()
 
     async def start(self) -> ModelInfo:
         """Spawn the process, wait until the model is loaded, and describe the model.
@@ -156,6 +159,12 @@ class EngineProcess:
         """End a request, if it runs, without an error for its listener."""
         if self._running.pop(request_id, None) is not None and self._child is not None:
             self._child.send(Abort(request_id))
+
+    def limit_memory(self, limits: LimitMemory) -> None:
+        """Set limits of memory, for this process and those that follow it."""
+        self._limits = limits
+        if self.state == "ready" and self._child is not None:
+            self._child.send(limits)
 
     def refuse(self, reason: str) -> None:
         """Refuse new requests with this reason. Running ones go on until `close`."""
@@ -279,12 +288,21 @@ class EngineProcess:
                 self._callbacks.on_audit(message)
             case WeightsChecked():
                 self._callbacks.on_check(message)
+            case Replanned():
+                self._note_move(message)
             case LoadProgress():
                 self._callbacks.progress(message)
             case Ready(info):
                 self._accept(info)
             case LoadFailed(reason):
                 self.failure = ModelError(reason)
+
+    def _note_move(self, moved: Replanned) -> None:
+        if self.info is not None:
+            self.info = replace(
+                self.info, plan=moved.plan, tiers=moved.tiers, tier_bytes=moved.tier_bytes
+            )
+        self._callbacks.on_replan(moved)
 
     def _accept(self, info: ModelInfo) -> None:
         """Begin to serve, unless a restarted process has loaded other files than the first one.
@@ -315,6 +333,7 @@ class EngineProcess:
         self.info = info
         if self.state != "closed":
             self._set_state("ready")
+            self.limit_memory(self._limits)
 
     def _schedule_check(self) -> None:
         """Schedule the next check for a stall, unless one is scheduled."""

@@ -13,24 +13,22 @@ into which slot, and the device's link fills the slots (`engine.streaming.link`)
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 
 from torch import Tensor
 
-from engine.errors import ModelError
-from engine.messages import LoadProgress, ReportProgress
+from engine.messages import ReportProgress
 from engine.spec import Tier
 from engine.streaming.device import Device
 from engine.streaming.disk import READERS
 from engine.streaming.idle import IdleTimes
-from engine.streaming.link import Arrival, Meters, Slot
+from engine.streaming.link import Arrival, Link, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, spare_seconds
-from engine.streaming.pinned import HostBuffer, unpin_for_staging
-from engine.streaming.slots import ring_slots, unit_places
+from engine.streaming.pinned import unpin_for_staging
+from engine.streaming.slots import allocate_slots, unit_places
+from engine.streaming.unit_store import UnitStore, wait_for
 from engine.weights.layout import LayerUnits, UnitReader
 
 COPIERS = 2  # threads that copy host buffers which could not be pinned
@@ -79,7 +77,7 @@ class LayerStream:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"at least one slot is needed, not {slots}"
         self._layouts = reader.slot_layouts
-        self._travelling = reader.layouts
+        self._plain = self._reader = reader
         self._tiers = tuple(tiers)
         self._device = device
         self._slots = slots
@@ -91,7 +89,7 @@ class LayerStream:
         self._num_borrowed = 0  # units whose blocks run
         self._layers = layers = layers or ()
         self._places = unit_places(layers, len(tiers))  # each has its own slots
-        self._free: dict[int, deque[Slot]] = {place: deque() for place in set(self._places)}
+        self._free: dict[int, deque[Slot]] = {}
         # For the parts of a layer: how many of them are borrowed before any is given back.
         parts = {unit: layer.parts for layer in layers for unit in layer.parts}
         self._num_left = [parts[u].stop - u if u in parts else 1 for u in range(len(tiers))]
@@ -99,14 +97,16 @@ class LayerStream:
         self._callback_seconds = 0.0
         self._units = 0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by address and unit
-        self._resident: dict[int, Tensor] = {}
-        self._host_buffers: dict[int, HostBuffer] = {}
+        self._store = UnitStore(device)
+        self._link: Link | None = None  # while units are streamed
+        self._is_closed = False
         with ExitStack() as stack:
-            loaded: Sequence[Tier] = ("resident",) if starts_later else ("resident", "ram")
-            self._load_units(reader, loaded, stack, progress)
+            stack.callback(self._store.close)
+            waiting = [] if starts_later else self._units_in("ram")
+            self._store.load(reader, self._units_in("resident"), waiting, progress)
             if not starts_later:
-                self._start_ring(reader, stack)
-            self._opened: ExitStack | None = stack.pop_all()
+                self._open_ring()
+            stack.pop_all()
 
     def start(self, reader: UnitReader, progress: ReportProgress = lambda step: None) -> None:
         """Load the units of the ram tier and begin to stream, after a constructor that did not.
@@ -114,29 +114,76 @@ class LayerStream:
         `reader` has the same units as that of the constructor, which may be coded here. Raises
         `ModelError` as the constructor does.
         """
-        assert self._opened is not None and not self._loads, "it has begun, or was closed"
-        self._travelling = reader.layouts
-        with ExitStack() as stack:
-            self._load_units(reader, ("ram",), stack, progress)
-            self._start_ring(reader, stack)
-            self._opened.push(stack.pop_all())
+        assert self._link is None and not self._is_closed, "it has begun, or was closed"
+        self._reader = reader
+        self._store.load(reader, [], self._units_in("ram"), progress)
+        self._open_ring()
 
-    def _start_ring(self, reader: UnitReader, stack: ExitStack) -> None:
-        """Open the link and fill the slots. The stack closes the link."""
+    def pause(self) -> None:
+        """End all transfers and free the ring, between two passes. `resume` makes it anew."""
+        assert not self._num_borrowed, "pause inside a unit's block"
+        self._device.synchronize()  # work that was launched may still use a slot
+        self._stop()
+
+    def free(self, units: Sequence[int]) -> None:
+        """Free the memory of units, while the stream is paused. They are then on disk.
+
+        What was made of `resident` or `unit` keeps the memory; nothing may read it any more.
+        """
+        assert self._link is None, "the stream is not paused"
+        self._store.free(units)
+        self._set_tiers(dict.fromkeys(units, "disk"))
+
+    def store(
+        self,
+        resident: Sequence[int],
+        waiting: Sequence[int],
+        progress: ReportProgress = lambda step: None,
+    ) -> None:
+        """Load units on disk to the device and to RAM, while the stream is paused.
+
+        Raises `ModelError` if weights cannot be read or memory is refused. Then the units stay on
+        disk, those of both kinds or those of RAM alone.
+        """
+        assert self._link is None, "the stream is not paused"
+        self._store.load(self._plain, resident, [], progress)
+        self._set_tiers(dict.fromkeys(resident, "resident"))
+        self._store.load(self._reader, [], waiting, progress)
+        self._set_tiers(dict.fromkeys(waiting, "ram"))
+
+    def resume(self, slots: int) -> None:
+        """Stream again after `pause`, with the units where they are now. The first unit is next.
+
+        Raises `ModelError` if there is no memory for the ring.
+        """
+        assert self._link is None and not self._is_closed, "the stream is not paused"
+        self._slots = slots
+        self._next = self._ahead = 0
+        self._idle.end_pass()
+        self._open_ring()
+
+    def _set_tiers(self, tiers: Mapping[int, Tier]) -> None:
+        self._tiers = tuple(tiers.get(unit, own) for unit, own in enumerate(self._tiers))
+        self._ring = [unit for unit, tier in enumerate(self._tiers) if tier != "resident"]
+
+    def _open_ring(self) -> None:
+        """Open the link and fill the slots."""
         staged = self._units_in("disk")
         if staged:  # after the reads that happen only once
-            reader.prepare(staged)
+            self._reader.prepare(staged)
         readers = READERS if staged else 0
-        copiers = COPIERS if unpin_for_staging(self._host_buffers.values()) else 0
+        copiers = COPIERS if unpin_for_staging(self._store.waiting.values()) else 0
+        sent = self._units_in("ram")
         link = self._device.open_link(
-            reader, self._meters, readers, staged, sent=self._units_in("ram"), num_copiers=copiers
+            self._reader, self._meters, readers, staged, sent=sent, num_copiers=copiers
         )
-        stack.enter_context(closing(link))
-        sizes = [layout.nbytes for layout in self._layouts]
-        slots = ring_slots(sizes, self._layers, set(self._ring), self._slots)
-        for place, kind in slots.items():
-            needed = sum(self._places[unit] == place for unit in self._ring)
-            self._free[place] += [link.slot(kind.nbytes) for _ in range(min(kind.count, needed))]
+        with ExitStack() as stack:
+            stack.callback(link.close)
+            sizes = [layout.nbytes for layout in self._layouts]
+            slots = allocate_slots(link, sizes, self._layers, self._ring, self._slots)
+            self._free = {place: deque(slots.get(place, ())) for place in set(self._places)}
+            stack.pop_all()
+        self._link = link
         self._fill()
 
     @contextmanager
@@ -151,7 +198,7 @@ class LayerStream:
 
         Raises `ModelError` if the unit could not be read. Then call `seek` before the next unit.
         """
-        assert self._opened is not None, f"unit {index} was requested after close"
+        assert self._link is not None, f"unit {index} was requested after close"
         assert not self._num_borrowed or self._places[index], (
             f"unit {index} was requested inside another unit's block"
         )
@@ -160,7 +207,7 @@ class LayerStream:
             "and call seek after a pass that ended early"
         )
         load = None if self.is_resident(index) else self._loads[0]
-        memory = self._resident[index] if load is None else self._await(load, on_wait)
+        memory = self._store.resident[index] if load is None else self._await(load, on_wait)
         self._next = (index + 1) % len(self._tiers)
         self._units += 1
         self._num_borrowed += 1
@@ -168,7 +215,7 @@ class LayerStream:
             yield self._views_in(memory, index)
         finally:
             self._num_borrowed -= 1
-            if load is not None and self._opened is not None:
+            if load is not None and self._link is not None:
                 load.slot.release()
                 self._free[self._places[index]].append(load.slot)
                 if not self._num_borrowed:
@@ -180,7 +227,7 @@ class LayerStream:
         Prefetched units that are still needed stay in their slots. For the other slots, this waits
         until no transfer writes into them any more.
         """
-        assert self._opened is not None, "seek after close"
+        assert self._link is not None, "seek after close"
         assert not self._num_borrowed, "seek inside a unit's block"
         assert 0 <= index < len(self._tiers), f"no unit {index}"
         self._next = index
@@ -206,7 +253,12 @@ class LayerStream:
 
         They share their memory with those of `unit`, and keep it alive.
         """
-        return self._layouts[index].views(self._resident[index])
+        return self._layouts[index].views(self._store.resident[index])
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where each unit is stored now."""
+        return self._tiers
 
     @property
     def stats(self) -> LinkStats:
@@ -255,16 +307,21 @@ class LayerStream:
 
     def close(self) -> None:
         """Wait for running transfers, end the threads, unpin the RAM. It may be called again."""
-        if self._opened is None:
+        if self._is_closed:
             return
-        opened, self._opened = self._opened, None
-        with opened:
-            self._drop(list(self._loads))
-            self._loads.clear()
+        self._is_closed = True
+        self._stop()
+        self._store.close()
+
+    def _stop(self) -> None:
+        """Wait for running transfers, close the link and forget the slots."""
+        self._drop(list(self._loads))
+        self._loads.clear()
         self._views.clear()
-        self._resident.clear()
-        self._host_buffers.clear()
         self._free.clear()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _views_in(self, memory: Tensor, index: int) -> dict[str, Tensor]:
         """Return the tensors of a unit in a slot. They are created once and used in all passes."""
@@ -285,7 +342,7 @@ class LayerStream:
             self._callback_seconds += used_seconds
             waited = not load.arrival.done()
             load.failed = True  # if anything is raised, seek starts the load again
-            self._wait(load.arrival, load.unit)
+            wait_for(load.arrival, self._reader, load.unit)
             load.failed = False
         finally:
             got = self._idle.get()
@@ -319,21 +376,11 @@ class LayerStream:
 
     def _transfer_seconds(self, unit: int) -> float:
         """Return the expected seconds of a unit's transfer; 0 before the first transfer."""
-        return self._travelling[unit].nbytes * self._meter(unit).seconds_per_byte
+        return self._reader.layouts[unit].nbytes * self._meter(unit).seconds_per_byte
 
     def _meter(self, unit: int) -> Meter:
         """Return the meter of the link that carries a streamed unit."""
         return self._meters.ram if self._tiers[unit] == "ram" else self._meters.disk
-
-    def _wait(self, arrival: Arrival, unit: int) -> None:
-        """Wait for the weights of a unit. An `OSError` becomes a `ModelError` that names it."""
-        try:
-            arrival.result()
-        except OSError as error:
-            raise ModelError(
-                f"{self._layouts[unit].name}: its weights could not be read ({error}). Check the "
-                "disk and the model's files."
-            ) from error
 
     def _fill(self) -> None:
         """Start to fill free slots with the next streamed units that have no slot, in order."""
@@ -347,8 +394,8 @@ class LayerStream:
         self._ahead = (position + 1) % len(self._ring)
         requested_at = time.perf_counter()
         arrival = (
-            slot.send(unit, self._host_buffers[unit])
-            if unit in self._host_buffers
+            slot.send(unit, self._store.waiting[unit])
+            if unit in self._store.waiting
             else slot.read(unit)
         )
         self._loads.append(_Load(position, unit, slot, arrival, requested_at))
@@ -361,37 +408,6 @@ class LayerStream:
             with suppress(Exception):  # no pass needs a cancelled load, so its error is dropped
                 load.arrival.result()
             self._free[self._places[load.unit]].append(load.slot)
-
-    def _load_units(
-        self, reader: UnitReader, tiers: Sequence[Tier], stack: ExitStack, progress: ReportProgress
-    ) -> None:
-        """Load the units of these tiers: into device memory, or into host buffers.
-
-        Args:
-            stack: unpins the host buffers when it is closed.
-            progress: called after each unit.
-        """
-        arrivals: dict[int, Arrival] = {}
-        # Two links, so that threads that wait for a staging buffer do not keep the others from
-        # filling host buffers.
-        open_link = partial(
-            self._device.open_link, reader, Meters(), READERS, sent=[], num_copiers=0
-        )
-        with (
-            closing(open_link(staged=self._units_in("resident"))) as staged,
-            closing(open_link(staged=[])) as waiting,
-        ):
-            for unit, tier in enumerate(self._tiers):
-                if tier == "resident" and tier in tiers:
-                    slot = staged.slot(self._layouts[unit].nbytes)
-                    self._resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
-                elif tier == "ram" and tier in tiers:
-                    self._host_buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
-                    stack.callback(self._host_buffers[unit].unpin)
-            sizes = [self._travelling[unit].nbytes for unit in arrivals]
-            for (unit, arrival), done in zip(arrivals.items(), accumulate(sizes), strict=True):
-                self._wait(arrival, unit)
-                progress(LoadProgress("loading the weights", done, sum(sizes)))
 
     def _units_in(self, tier: Tier) -> list[int]:
         return [unit for unit, own in enumerate(self._tiers) if own == tier]
