@@ -14,6 +14,9 @@ from engine.planning.plan import DEFAULT_SLOTS, DISK_STAGING, Plan
 from engine.spec import ModelSpec, Tier
 from engine.streaming.slots import ring_bytes, ring_slots
 
+_OF_DEVICE = {"device", "total"}  # what resident layers may take too much of
+_OF_RAM = {"ram", "total"}
+
 
 @dataclass(frozen=True)
 class Room:
@@ -24,12 +27,12 @@ class Room:
     total: int | None = None  # of both, where the device computes in RAM; None: it does not
 
     def shortage(self, plan: Plan) -> dict[str, int]:
-        """Return the bytes that a plan takes too many, by "device" and "ram", where it does."""
+        """Return the bytes that a plan takes too many, by "device", "ram" and "total"."""
         device = plan.device_bytes - plan.memory.device_runtime
         host = plan.host_bytes - plan.memory.host_runtime - plan.memory.code
         over = {"device": device - self.device, "ram": host - self.ram}
         if self.total is not None:
-            over["ram"] = max(over["ram"], device + host - self.total)
+            over["total"] = device + host - self.total
         return {kind: nbytes for kind, nbytes in over.items() if nbytes > 0}
 
 
@@ -93,24 +96,20 @@ class Replanner:
         return best if has_more and counts[0] != counts[1] else now
 
     def fit(self, room: Room) -> Plan:
-        """Return the plan with the most resident layers, and then the most in RAM, that fits.
+        """Return the plan with the most resident layers that fit, and then the most in RAM.
 
-        Where none fits, it is the one that takes the least.
+        Where too little is left of a kind of memory, no layers are in it.
         """
-        least = self._with_tiers(self._tiers(0, 0))
-        for count in range(len(self._order), -1, -1):
-            plan = self._with_tiers(self._tiers(count, 0))
-            if not room.shortage(plan):
+        count, waiting = len(self._order), 0
+        while count and room.shortage(self._with_tiers(self._tiers(count, 0))).keys() & _OF_DEVICE:
+            count -= 1
+        if self._has_ram:
+            waiting = len(self._ram_order) + 1
+        while room.shortage(self._with_tiers(self._tiers(count, waiting))).keys() & _OF_RAM:
+            if not waiting:
                 break
-        else:
-            return least
-        if not self._has_ram:
-            return plan
-        for waiting in range(len(self._ram_order) + 1, 0, -1):
-            more = self._with_tiers(self._tiers(count, waiting))
-            if not room.shortage(more):
-                return more
-        return plan
+            waiting -= 1
+        return self._with_tiers(self._tiers(count, waiting))
 
     def with_tiers(self, tiers: Sequence[Tier]) -> Plan:
         """Return the plan with these tiers, which the stream has now."""

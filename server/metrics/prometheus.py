@@ -4,6 +4,8 @@ The values of labels are limited in number: models come from the registry, sourc
 drafting methods, and outcomes are finish reasons or error codes.
 """
 
+from typing import get_args
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -15,6 +17,8 @@ from prometheus_client import (
 )
 
 from engine.messages import Audited, PassStats, StateStats, WeightsChecked
+from engine.moves import Reason, Replanned
+from engine.spec import Tier
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
 from server.schemas.status import RecurrentStates, ServerStatus
@@ -189,6 +193,14 @@ class _Engines:
         self._resumed = _counter(
             registry, "streams_resumed", "Answers that went on after a restart", "model"
         )
+        self._replans = _counter(
+            registry,
+            "replans",
+            "Moves of weights between passes: the memory of the device or the RAM was short, or "
+            "there was more again (freed)",
+            "model",
+            "reason",
+        )
 
     def begin(self, model: str) -> None:
         """Make the rare events of a loaded model appear as 0 instead of missing."""
@@ -197,6 +209,8 @@ class _Engines:
             series.labels(model)
         for repaired in ("yes", "no"):
             self._damaged.labels(model, repaired)
+        for reason in get_args(Reason):
+            self._replans.labels(model, reason)
 
     def count_pass(self, model: str, stats: PassStats) -> None:
         """Count a pass that has ended."""
@@ -228,6 +242,10 @@ class _Engines:
         self._checked.labels(model).inc(checked.nbytes)
         self._damaged.labels(model, "yes").inc(checked.repaired)
         self._damaged.labels(model, "no").inc(checked.unrepaired)
+
+    def count_replan(self, model: str, moved: Replanned) -> None:
+        """Count that units of weights have moved."""
+        self._replans.labels(model, moved.reason).inc()
 
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""
@@ -261,11 +279,20 @@ class _Gauges:
         )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
+        self._weights = _gauge(
+            registry, "weight_bytes", "Bytes of weights by where they are kept", "model", "tier"
+        )
 
     def set(self, status: ServerStatus) -> None:
         """Set all gauges to the present figures."""
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
+        self._weights.clear()
+        for model in status["models"]:
+            if "tier_bytes" in model:
+                for tier in get_args(Tier):
+                    nbytes = model["tier_bytes"].get(tier, 0)
+                    self._weights.labels(model["id"], tier).set(nbytes)
         self._waiting.labels("model").set(status["queue"]["waiting_for_model"])
         self._waiting.labels("pass").set(status["queue"]["waiting_for_pass"])
         own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
