@@ -82,7 +82,7 @@ class Residence:
         if shortage:
             self._free_since = None
             if plan.tiers != self.plan.tiers:
-                self._move(plan, "device" if "device" in shortage else "ram")
+                self._move(plan, "ram" if shortage.keys() & {"ram", "total"} else "device")
         elif self._may_return(plan, now):
             self._free_since = None
             self._move(plan, "freed")
@@ -111,11 +111,12 @@ class Residence:
     def _note_shortage(self, shortage: Mapping[str, int]) -> None:
         """Log once that memory is short although no units can leave any more."""
         if shortage and not self._is_short:
-            sizes = ", ".join(f"{size_text(n)} of {kind}" for kind, n in shortage.items())
+            names = {"device": "device memory", "ram": "RAM", "total": "RAM"}
+            found = {names[kind]: size_text(nbytes) for kind, nbytes in shortage.items()}
             log.warning(
                 "Memory is short by %s, and no more weights can leave it. Requests are served as "
                 "long as passes fit. End other programs, or lower context_length or max_sequences",
-                sizes,
+                ", ".join(f"{size} of {name}" for name, size in found.items()),
             )
         self._is_short = bool(shortage)
 

@@ -39,7 +39,7 @@ class UnitStore:
         """Load units to the device and to host buffers, all of them or none.
 
         Args:
-            reader: gives the units. Resident ones must not be coded.
+            reader: gives the units. Resident ones must not be coded on a CPU.
             progress: called after each unit.
 
         Raises `ModelError` if weights cannot be read or memory is refused.
@@ -61,7 +61,7 @@ class UnitStore:
                     if unit in waiting:
                         buffers[unit], arrivals[unit] = direct.host_buffer(unit)
                     else:
-                        slot = staged.slot(reader.layouts[unit].nbytes)
+                        slot = staged.slot(reader.slot_layouts[unit].nbytes)
                         memory[unit], arrivals[unit] = slot.memory, slot.read(unit)
                 _await_all(reader, arrivals, progress)
         except BaseException:

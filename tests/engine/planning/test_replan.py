@@ -1,4 +1,4 @@
-"""Plans for a loaded model whose memory has changed: what moves, in which order, and when nothing."""
+"""Plans for a loaded model whose memory has changed: what moves, in which order, and when."""
 
 from dataclasses import replace
 from itertools import pairwise

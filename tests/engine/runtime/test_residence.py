@@ -17,9 +17,8 @@ from engine.planning import choice, link_probe
 from engine.planning.room import Available
 from engine.runtime.engine import Engine
 from engine.runtime.residence import FAILED_SECONDS, RETURN_SECONDS
-from engine.spec import DraftSpec, StreamSpec
+from engine.spec import DraftSpec, MemorySpec, StreamSpec
 from tests.engine.books import check_books, check_idle
-from tests.engine.hybrids import HYBRIDS
 from tests.engine.limits import PLENTY, limit, with_plenty
 from tests.engine.models import (
     PLAIN,
@@ -118,10 +117,7 @@ def test_no_answer_changes_where_weights_travel_coded(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [HYBRIDS[0] if isinstance(HYBRIDS, list) else next(iter(HYBRIDS)), "qwen3_moe", "gemma2"],
-)
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_next", "qwen3_moe", "gemma2"])
 @pytest.mark.parametrize("draft", [SUBSPEC, DraftSpec("ngram")], ids=["subspec", "ngram"])
 def test_no_answer_of_other_families_changes(family: str, draft: DraftSpec) -> None:
     plain = load(checkpoint(family, layers=5), PLAIN)
@@ -238,8 +234,6 @@ def test_weights_that_cannot_be_read_are_tried_again_later(
 
 
 def test_nothing_moves_by_itself_where_the_models_file_says_so() -> None:
-    from engine.spec import MemorySpec
-
     engine = served(DraftSpec("ngram"), memory=MemorySpec(device=256 << 20, replan=False))
     residence = engine.residence
     residence._read = lambda: Available(None, 0)
