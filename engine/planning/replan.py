@@ -18,6 +18,12 @@ _OF_DEVICE = {"device", "total"}  # what resident layers may take too much of
 _OF_RAM = {"ram", "total"}
 
 
+def planned_bytes(plan: Plan) -> tuple[int, int]:
+    """Return the bytes of a plan on the device and in host memory, without those of any plan."""
+    host = plan.host_bytes - plan.memory.host_runtime - plan.memory.code
+    return plan.device_bytes - plan.memory.device_runtime, host
+
+
 @dataclass(frozen=True)
 class Room:
     """The most bytes that a plan may take."""
@@ -28,8 +34,7 @@ class Room:
 
     def shortage(self, plan: Plan) -> dict[str, int]:
         """Return the bytes that a plan takes too many, by "device", "ram" and "total"."""
-        device = plan.device_bytes - plan.memory.device_runtime
-        host = plan.host_bytes - plan.memory.host_runtime - plan.memory.code
+        device, host = planned_bytes(plan)
         over = {"device": device - self.device, "ram": host - self.ram}
         if self.total is not None:
             over["total"] = device + host - self.total

@@ -1,10 +1,9 @@
 """The memory that a loaded model may take now: of the machine, and within the limits that are set.
 
-What the model could have is what is free now and what its process holds already. That changes only
-when others take or free memory, or when a limit changes.
+What the model could have is what is free now and what its process holds of the plan already. That
+changes only when others take or free memory, or when a limit changes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.moves import LimitMemory
@@ -15,8 +14,8 @@ from engine.planning.machine import (
     free_ram,
     resident_bytes,
 )
-from engine.planning.plan import Memory
-from engine.planning.replan import Room
+from engine.planning.plan import Plan
+from engine.planning.replan import Room, planned_bytes
 from engine.spec import MemorySpec
 from engine.streaming.device import Device
 
@@ -43,23 +42,20 @@ class Available:
     ram: int
 
 
-ReadAvailable = Callable[[], Available]
+def read_available(device: Device, plan: Plan) -> Available:
+    """Return what the model could have now. It takes less than a millisecond.
 
-
-def reader_of(device: Device, memory: Memory) -> ReadAvailable:
-    """Return a function that reads what is available now, which takes less than a millisecond.
-
-    Args:
-        memory: that of the machine when the model was planned.
+    What its process holds beside what is planned is not available to the plan.
     """
-
-    def read() -> Available:
-        held = max(resident_bytes() - memory.host_runtime, 0)
-        ram = max(free_ram() + held - memory.code, 0)
-        own = device.own_memory()
-        return Available(None if own is None else own.free + own.held, ram)
-
-    return read
+    memory = plan.memory
+    held, own = max(resident_bytes() - memory.host_runtime, 0), device.own_memory()
+    on_device, on_host = planned_bytes(plan)
+    planned = on_host if memory.has_own_memory else on_host + on_device
+    # Code that will be compiled counts as taken, as long as it is not.
+    ram = free_ram() + min(held, planned + memory.code) - memory.code
+    if own is None:
+        return Available(None, max(ram, 0))
+    return Available(own.free + min(own.held, on_device), max(ram, 0))
 
 
 def room_in(

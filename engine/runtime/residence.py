@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 import torch
@@ -19,7 +20,7 @@ from engine.moves import LimitMemory, Reason, Replanned, sums_by_tier
 from engine.planning.footprint import size_text
 from engine.planning.plan import Plan
 from engine.planning.replan import Room
-from engine.planning.room import HOLD, TAKE, Shares, reader_of, room_in
+from engine.planning.room import HOLD, TAKE, Shares, read_available, room_in
 from engine.runtime.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Residence:
         self.plan = loaded.replanner.loaded
         self._loaded = loaded
         self._clock = clock
-        self._read = reader_of(loaded.device, self.plan.memory)
+        self._read = partial(read_available, loaded.device)
         self._limits = LimitMemory()
         self._due = 0.0
         self._free_since: float | None = None  # when there was first room for units to come back
@@ -96,7 +97,7 @@ class Residence:
     def _room(self, shares: Shares) -> Room:
         """Return the memory that a plan may take."""
         runtime = self.plan.memory.device_runtime
-        available = self._read()
+        available = self._read(self.plan)
         return room_in(available, self._loaded.memory, self._limits, shares, runtime)
 
     def _may_return(self, plan: Plan, now: float) -> bool:

@@ -6,8 +6,8 @@
 Units that are not resident are streamed through a ring of slots. When the block of a streamed unit
 ends, free slots are filled with the next streamed units that have no slot yet; after the last unit
 of a pass these are the first ones of the next pass. The parts of a layer are borrowed together, in
-blocks inside each other (`engine.streaming.slots`). The computing thread decides which unit goes
-into which slot, and the device's link fills the slots (`engine.streaming.link`).
+blocks inside each other (`engine.streaming.slots`). The computing thread chooses the slot of each
+unit, and the device's link fills it (`engine.streaming.link`). Units may move between two passes.
 """
 
 import time
@@ -52,11 +52,11 @@ class _Load:
 class LayerStream:
     """A lender of weights: it gives the tensors of each unit, in order, while a block runs.
 
-    One thread calls all methods. The constructor loads the units of the resident and ram tiers. It
-    raises `ModelError` if weights cannot be read or memory is refused.
+    One thread calls all methods. The constructor loads the resident units and those in RAM. Raises
+    `ModelError` if weights cannot be read or memory is refused.
 
     Args:
-        tiers: where each unit is stored: on the device, in RAM, or on disk.
+        tiers: where each unit is stored.
         slots: one device slot for the units in use, and one for each unit copied ahead of them.
         layers: the units of each layer; None: no layer has several parts.
         progress: called after each unit that was loaded.
@@ -94,8 +94,7 @@ class LayerStream:
         parts = {unit: layer.parts for layer in layers for unit in layer.parts}
         self._num_left = [parts[u].stop - u if u in parts else 1 for u in range(len(tiers))]
         self._idle = IdleTimes(device.moment)
-        self._callback_seconds = 0.0
-        self._units = 0
+        self._units, self._callback_seconds = 0, 0.0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by address and unit
         self._store = UnitStore(device)
         self._link: Link | None = None  # while units are streamed
@@ -111,8 +110,7 @@ class LayerStream:
     def start(self, reader: UnitReader, progress: ReportProgress = lambda step: None) -> None:
         """Load the units of the ram tier and begin to stream, after a constructor that did not.
 
-        `reader` has the same units as that of the constructor, which may be coded here. Raises
-        `ModelError` as the constructor does.
+        `reader` has the same units, which may be coded here. Raises `ModelError` as it does.
         """
         assert self._link is None and not self._is_closed, "it has begun, or was closed"
         self._reader = reader
@@ -128,9 +126,8 @@ class LayerStream:
     def free(self, units: Sequence[int]) -> None:
         """Free the memory of units, while the stream is paused. They are then on disk.
 
-        What was made of `resident` or `unit` keeps the memory; nothing may read it any more.
+        What was made of `resident` or `unit` keeps the memory, and must not be read any more.
         """
-        assert self._link is None, "the stream is not paused"
         self._store.free(units)
         self._set_tiers(dict.fromkeys(units, "disk"))
 
@@ -142,20 +139,15 @@ class LayerStream:
     ) -> None:
         """Load units on disk to the device and to RAM, while the stream is paused.
 
-        Raises `ModelError` if weights cannot be read or memory is refused. Then the units stay on
-        disk, those of both kinds or those of RAM alone.
+        Raises `ModelError` if they cannot be; then both kinds stay on disk, or those of RAM alone.
         """
-        assert self._link is None, "the stream is not paused"
         self._store.load(self._plain, resident, [], progress)
         self._set_tiers(dict.fromkeys(resident, "resident"))
         self._store.load(self._reader, [], waiting, progress)
         self._set_tiers(dict.fromkeys(waiting, "ram"))
 
     def resume(self, slots: int) -> None:
-        """Stream again after `pause`, with the units where they are now. The first unit is next.
-
-        Raises `ModelError` if there is no memory for the ring.
-        """
+        """Stream again after `pause`; unit 0 is next. Raises `ModelError` without memory for it."""
         assert self._link is None and not self._is_closed, "the stream is not paused"
         self._slots = slots
         self._next = self._ahead = 0
@@ -173,10 +165,8 @@ class LayerStream:
             self._reader.prepare(staged)
         readers = READERS if staged else 0
         copiers = COPIERS if unpin_for_staging(self._store.waiting.values()) else 0
-        sent = self._units_in("ram")
-        link = self._device.open_link(
-            self._reader, self._meters, readers, staged, sent=sent, num_copiers=copiers
-        )
+        sent, meters = self._units_in("ram"), self._meters
+        link = self._device.open_link(self._reader, meters, readers, staged, sent, copiers)
         with ExitStack() as stack:
             stack.callback(link.close)
             sizes = [layout.nbytes for layout in self._layouts]
@@ -191,10 +181,9 @@ class LayerStream:
         """Give the tensors of unit `index` by name; they are valid inside the block.
 
         Units must be requested in order, and parts of a layer inside the block of the one before.
-        While the weights are being copied, `on_wait` is called
-        with the seconds that it may use without slowing the pass down, or with 0 if these are not
-        known. It is called again while it returns True and time is left. The end of the block frees
-        the slot, without waiting for the device.
+        While the weights are being copied, `on_wait` is called with the seconds that it may use
+        without slowing the pass down, or with 0 if these are not known, again and again while it
+        returns True and time is left. The end of the block frees the slot, without waiting.
 
         Raises `ModelError` if the unit could not be read. Then call `seek` before the next unit.
         """
@@ -224,8 +213,7 @@ class LayerStream:
     def seek(self, index: int = 0) -> None:
         """Continue with unit `index` after a cancelled or failed pass.
 
-        Prefetched units that are still needed stay in their slots. For the other slots, this waits
-        until no transfer writes into them any more.
+        Prefetched units that are still needed stay in their slots. It waits for other transfers.
         """
         assert self._link is not None, "seek after close"
         assert not self._num_borrowed, "seek inside a unit's block"
@@ -281,11 +269,9 @@ class LayerStream:
     def measure_link(self, seconds: float = 1.0) -> float:
         """Return the link's bandwidth in GB/s (1e9); 0 if nothing is streamed.
 
-        It runs through the units without computing, for about `seconds` or for `MEASURED_PASSES`
-        passes, but for at least one streamed unit. The meters time the transfers themselves, which
-        overlap. Afterwards the first unit is next and `stats` begin at zero.
-
-        Raises `ModelError` if a unit could not be read.
+        It runs through the units without computing, for about `seconds` or `MEASURED_PASSES`, but
+        for at least one streamed unit. The meters time transfers, which overlap. Afterwards the
+        first unit is next and `stats` begin at zero. Raises `ModelError` as `unit` does.
         """
         if not self._ring:
             return 0.0

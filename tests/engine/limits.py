@@ -10,7 +10,7 @@ PLENTY = 1 << 40
 
 def with_plenty(engine: Engine) -> Engine:
     """Let the engine believe that the machine has more than enough memory, and return it."""
-    engine.residence._read = lambda: Available(None, PLENTY)
+    engine.residence._read = lambda plan: Available(None, PLENTY)
     return engine
 
 

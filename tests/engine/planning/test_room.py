@@ -1,17 +1,19 @@
 """What a loaded model may take: shares of what there is, and the limits that are set."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.moves import LimitMemory
 from engine.planning import machine, room
-from engine.planning.plan import Memory
-from engine.planning.replan import Room
-from engine.planning.room import HOLD, TAKE, Available, reader_of, room_in
-from engine.spec import MemorySpec
+from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.replan import Room, planned_bytes
+from engine.planning.room import HOLD, TAKE, Available, read_available, room_in
+from engine.spec import MemorySpec, ModelSpec, TargetSpec
 from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.device import OwnMemory
+from tests.engine.planning.test_plan import DEMAND
 
 NONE = LimitMemory()
 GPU, CPU = Available(1000, 2000), Available(None, 2000)
@@ -41,14 +43,45 @@ def test_more_may_be_held_than_taken(available: Available) -> None:
     assert hold.device > take.device and hold.ram > take.ram
 
 
-def test_what_the_model_holds_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
+def planned(*, own: bool) -> Plan:
+    """Return a plan that takes 60 bytes on the device and 100 of host memory."""
+    memory = Memory(0, 0, own, device_runtime=9 if own else 0, host_runtime=100, code=7)
+    spec = ModelSpec("m", TargetSpec("m"))
+    plan = make_plan(spec, DEMAND, Memory(1 << 40, 1 << 40, own))
+    on_device, on_host = planned_bytes(plan)
+    return replace(
+        plan,
+        memory=memory,
+        kv_bytes=plan.kv_bytes - on_device + 60,
+        host_kv_bytes=plan.host_kv_bytes - on_host + 100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("resident", "ram"),
+    [
+        (100 + 40, 500 + 40 - 7),  # it holds less than is planned
+        (100 + 160 + 7, 500 + 160),  # all of it, and the code that was compiled
+        (100 + 900, 500 + 160),  # more: what comes from elsewhere is not the plan's
+    ],
+)
+def test_what_the_model_holds_of_the_plan_is_available(
+    monkeypatch: pytest.MonkeyPatch, resident: int, ram: int
+) -> None:
     monkeypatch.setattr(room, "free_ram", lambda: 500)
-    monkeypatch.setattr(room, "resident_bytes", lambda: 330)
-    memory = Memory(0, 0, has_own_memory=False, host_runtime=100, code=7)
-    device = CpuDevice()
-    assert reader_of(device, memory)() == Available(None, 500 + 230 - 7)
-    monkeypatch.setattr(device, "own_memory", lambda: OwnMemory(free=40, runtime=9, held=60))
-    assert reader_of(device, memory)() == Available(100, 500 + 230 - 7)
+    monkeypatch.setattr(room, "resident_bytes", lambda: resident)
+    assert read_available(CpuDevice(), planned(own=False)) == Available(None, ram)
+
+
+@pytest.mark.parametrize(("held", "device"), [(30, 70), (60, 100), (90, 100)])
+def test_a_device_with_its_own_memory_has_room_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, held: int, device: int
+) -> None:
+    monkeypatch.setattr(room, "free_ram", lambda: 500)
+    monkeypatch.setattr(room, "resident_bytes", lambda: 1000)
+    card = CpuDevice()
+    monkeypatch.setattr(card, "own_memory", lambda: OwnMemory(free=40, runtime=9, held=held))
+    assert read_available(card, planned(own=True)) == Available(device, 500 + 100)
 
 
 def test_memory_high_is_a_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
