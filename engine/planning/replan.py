@@ -59,13 +59,9 @@ class Replanner:
         self._slots = loaded.slots or min(DEFAULT_SLOTS, len(loaded.tiers))
         # Copies of a draft that consists of the target's own units have never been made.
         self._has_copies = not demand.shares_resident or loaded.draft_bytes > 0
-        numbers = [_spread_order(len(demand.layers)), range(len(demand.layers))]
-        residents = {number for number in numbers[1] if self._is_resident(number)}
-        first = [number for number in numbers[0] if number in residents]
-        others = [number for number in numbers[0] if number not in residents]
-        is_open = spec.stream.tier in (None, "resident") and spec.stream.resident is None
-        self._order = [*first, *others] if is_open else first  # the last one leaves first
-        self._ram_order = [*others, *first]
+        order = _spread_order(len(demand.layers))
+        self._order = [n for n in order if self._is_in(n, "resident")]  # the last leaves first
+        self._ram_order = [*(n for n in order if self._is_in(n, "ram")), *self._order]
 
     @property
     def loaded(self) -> Plan:
@@ -103,7 +99,8 @@ class Replanner:
     def fit(self, room: Room) -> Plan:
         """Return the plan with the most resident layers that fit, and then the most in RAM.
 
-        Where too little is left of a kind of memory, no layers are in it.
+        Layers are where they were at the load, or in memory that is slower. Where too little is
+        left of a kind of memory, no layers are in it.
         """
         count, waiting = len(self._order), 0
         while count and room.shortage(self._with_tiers(self._tiers(count, 0))).keys() & _OF_DEVICE:
@@ -120,8 +117,8 @@ class Replanner:
         """Return the plan with these tiers, which the stream has now."""
         return self._with_tiers(tuple(tiers))
 
-    def _is_resident(self, number: int) -> bool:
-        return all(self._loaded.tiers[unit] == "resident" for unit in self._units([number]))
+    def _is_in(self, number: int, tier: Tier) -> bool:
+        return all(self._loaded.tiers[unit] == tier for unit in self._units([number]))
 
     def _units(self, numbers: Iterable[int]) -> list[int]:
         return [unit for number in numbers for unit in self._demand.layers[number].units]
@@ -129,7 +126,7 @@ class Replanner:
     def _tiers(self, resident: int, waiting: int) -> tuple[Tier, ...]:
         """Return tiers with so many resident layers, and so many of the others in RAM.
 
-        A streamed head counts as the first of those in RAM.
+        The head counts as the first of those in RAM, if it was there.
         """
         kept, head = self._order[:resident], len(self._loaded.tiers) - 1
         away = [number for number in self._ram_order if number not in kept]
@@ -138,7 +135,7 @@ class Replanner:
             tiers[unit] = "resident"
         if self._loaded.tiers[head] == "resident":
             tiers[head] = "resident"
-        elif waiting:
+        elif waiting and self._loaded.tiers[head] == "ram":
             tiers[head] = "ram"
         for unit in self._units(away[: max(waiting - 1, 0)]):
             tiers[unit] = "ram"

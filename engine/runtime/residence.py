@@ -20,7 +20,7 @@ from engine.moves import LimitMemory, Reason, Replanned, sums_by_tier
 from engine.planning.footprint import size_text
 from engine.planning.plan import Plan
 from engine.planning.replan import Room
-from engine.planning.room import HOLD, TAKE, Shares, read_available, room_in
+from engine.planning.room import HOLD, TAKE, Available, Shares, read_available, room_in
 from engine.runtime.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class Residence:
         self._clock = clock
         self._read = partial(read_available, loaded.device)
         self._limits = LimitMemory()
-        self._due = 0.0
+        # None: when limits are set
+        self._due: float | None = 0.0 if loaded.memory.replan else None
         self._free_since: float | None = None  # when there was first room for units to come back
         self._may_return_at = 0.0  # after units could not be loaded
         self._report: Replanned | None = None
@@ -62,9 +63,7 @@ class Residence:
 
     def seconds_until_due(self) -> float | None:
         """Return the seconds until `run` looks at the memory again; None if it never does."""
-        if self._loaded.memory.replan or not self._due:
-            return max(0.0, self._due - self._clock())
-        return None
+        return None if self._due is None else max(0.0, self._due - self._clock())
 
     def limit(self, limits: LimitMemory) -> None:
         """Set limits, which hold from the next call of `run` on."""
@@ -76,9 +75,10 @@ class Residence:
         if self.seconds_until_due() != 0:
             return
         now = self._clock()
-        self._due = now + CHECK_SECONDS
-        hold = self._room(HOLD)
-        plan = self._loaded.replanner.next_plan(self.plan, hold, self._room(TAKE))
+        self._due = now + CHECK_SECONDS if self._loaded.memory.replan else None
+        available = self._read(self.plan)
+        hold, take = (self._room(available, shares) for shares in (HOLD, TAKE))
+        plan = self._loaded.replanner.next_plan(self.plan, hold, take)
         shortage = hold.shortage(self.plan)
         if shortage:
             self._free_since = None
@@ -94,10 +94,9 @@ class Residence:
         report, self._report = self._report, None
         return report
 
-    def _room(self, shares: Shares) -> Room:
-        """Return the memory that a plan may take."""
+    def _room(self, available: Available, shares: Shares) -> Room:
+        """Return the memory that a plan may take of what is available."""
         runtime = self.plan.memory.device_runtime
-        available = self._read(self.plan)
         return room_in(available, self._loaded.memory, self._limits, shares, runtime)
 
     def _may_return(self, plan: Plan, now: float) -> bool:

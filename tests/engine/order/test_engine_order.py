@@ -56,7 +56,7 @@ SCENE = Scene(
     ahead=0.6,
     bounds=Bounds(depth=3, width=3, branch=3, budget=12),
 )
-MOVING: dict[str, Any] = {"resident": 2, "move": 0.2}  # so weights move between passes
+MOVING: dict[str, Any] = {"resident": 2, "move": 0.6}  # so weights move between passes
 CODED: dict[str, Any] = {"dtype": torch.bfloat16}  # so weights travel in a lossless code
 # Changes to the scene, the seed, and what happens there. The look-ups ngram, recycling and
 # prediction add to the trees of all of them.

@@ -1,10 +1,14 @@
 """What a loaded model may take: shares of what there is, and the limits that are set."""
 
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
+from benchmarks.memory_group import NoMemoryGroup, memory_group
 from engine.moves import LimitMemory
 from engine.planning import machine, room
 from engine.planning.plan import Memory, Plan, make_plan
@@ -13,7 +17,7 @@ from engine.planning.room import HOLD, TAKE, Available, read_available, room_in
 from engine.spec import MemorySpec, ModelSpec, TargetSpec
 from engine.streaming.cpu_link import CpuDevice
 from engine.streaming.device import OwnMemory
-from tests.engine.planning.test_plan import DEMAND
+from tests.engine.planning.test_plan import DEMAND, MIB
 
 NONE = LimitMemory()
 GPU, CPU = Available(1000, 2000), Available(None, 2000)
@@ -95,3 +99,30 @@ def test_memory_high_is_a_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert machine.free_ram() == 900
     (group / "memory.high").write_text("300\n")
     assert machine.free_ram() == 200
+
+
+@pytest.mark.slow
+def test_the_limit_of_a_real_group_is_seen_when_it_is_lowered() -> None:
+    script = (
+        "from engine.planning.machine import free_ram\n"
+        "import sys\n"
+        "for _ in sys.stdin: print(free_ram(), flush=True)\n"
+    )
+    with ExitStack() as stack:
+        try:
+            group = stack.enter_context(memory_group("understudy-room"))
+        except NoMemoryGroup as error:
+            pytest.skip(str(error))
+        child = stack.enter_context(
+            Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True)
+        )
+        stack.callback(child.kill)
+        assert child.stdin is not None and child.stdout is not None
+        found = []
+        for limit in (3000 * MIB, 2000 * MIB):
+            group.limit(limit)
+            (group.path / "cgroup.procs").write_text(str(child.pid))
+            child.stdin.write("\n")
+            child.stdin.flush()
+            found.append(int(child.stdout.readline()))
+        assert abs(found[0] - found[1] - 1000 * MIB) < 50 * MIB
