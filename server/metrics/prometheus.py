@@ -4,6 +4,7 @@ The values of labels are limited in number: models come from the registry, sourc
 drafting methods, and outcomes are finish reasons or error codes.
 """
 
+from collections.abc import Sequence
 from typing import get_args
 
 from prometheus_client import (
@@ -21,7 +22,7 @@ from engine.moves import Reason, Replanned
 from engine.spec import Tier
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
-from server.schemas.status import RecurrentStates, ServerStatus
+from server.schemas.status import ModelStatus, RecurrentStates, ServerStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -38,9 +39,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no type
         self._registry = CollectorRegistry()
         self.requests = _Requests(self._registry)
-        states = _States(self._registry)
-        self.engines = _Engines(self._registry, states)
-        self.gauges = _Gauges(self._registry, states)
+        states, places = _States(self._registry), _Places(self._registry)
+        self.engines = _Engines(self._registry, states, places)
+        self.gauges = _Gauges(self._registry, states, places)
 
     def text(self) -> bytes:
         """Return all series in Prometheus' text format (`CONTENT_TYPE`)."""
@@ -131,11 +132,45 @@ class _States:
         self._bytes.labels(model).set(states["bytes_used"])
 
 
+class _Places:
+    """The series of the places where weights are kept."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._replans = _counter(
+            registry,
+            "replans",
+            "Moves of weights between passes: the memory of the device or the RAM was short, or "
+            "there was more again (freed)",
+            "model",
+            "reason",
+        )
+        self._bytes = _gauge(
+            registry, "weight_bytes", "Bytes of weights by where they are kept", "model", "tier"
+        )
+
+    def begin(self, model: str) -> None:
+        """Make the moves of a loaded model appear as 0 instead of missing."""
+        for reason in get_args(Reason):
+            self._replans.labels(model, reason)
+
+    def count(self, model: str, moved: Replanned) -> None:
+        """Count that units of weights have moved."""
+        self._replans.labels(model, moved.reason).inc()
+
+    def set(self, models: Sequence[ModelStatus]) -> None:
+        """Set the gauge to the present bytes of the model in memory."""
+        self._bytes.clear()
+        for model in models:
+            if "tier_bytes" in model:
+                for tier in get_args(Tier):
+                    self._bytes.labels(model["id"], tier).set(model["tier_bytes"].get(tier, 0))
+
+
 class _Engines:
     """The series of engine processes: passes, drafts, audits and restarts."""
 
-    def __init__(self, registry: CollectorRegistry, states: _States) -> None:
-        self._states = states
+    def __init__(self, registry: CollectorRegistry, states: _States, places: _Places) -> None:
+        self._states, self._places = states, places
         self._passes = _histogram(
             registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
@@ -193,14 +228,6 @@ class _Engines:
         self._resumed = _counter(
             registry, "streams_resumed", "Answers that went on after a restart", "model"
         )
-        self._replans = _counter(
-            registry,
-            "replans",
-            "Moves of weights between passes: the memory of the device or the RAM was short, or "
-            "there was more again (freed)",
-            "model",
-            "reason",
-        )
 
     def begin(self, model: str) -> None:
         """Make the rare events of a loaded model appear as 0 instead of missing."""
@@ -209,8 +236,7 @@ class _Engines:
             series.labels(model)
         for repaired in ("yes", "no"):
             self._damaged.labels(model, repaired)
-        for reason in get_args(Reason):
-            self._replans.labels(model, reason)
+        self._places.begin(model)
 
     def count_pass(self, model: str, stats: PassStats) -> None:
         """Count a pass that has ended."""
@@ -245,7 +271,7 @@ class _Engines:
 
     def count_replan(self, model: str, moved: Replanned) -> None:
         """Count that units of weights have moved."""
-        self._replans.labels(model, moved.reason).inc()
+        self._places.count(model, moved)
 
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""
@@ -259,8 +285,8 @@ class _Engines:
 class _Gauges:
     """The series that are set anew for each scrape."""
 
-    def __init__(self, registry: CollectorRegistry, states: _States) -> None:
-        self._states = states
+    def __init__(self, registry: CollectorRegistry, states: _States, places: _Places) -> None:
+        self._states, self._places = states, places
         self._model_loaded = _gauge(registry, "model_loaded", "1 if the model is loaded", "model")
         self._waiting = _gauge(
             registry, "waiting", "Requests waiting for a model, sequences waiting for a pass", "for"
@@ -279,20 +305,12 @@ class _Gauges:
         )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
-        self._weights = _gauge(
-            registry, "weight_bytes", "Bytes of weights by where they are kept", "model", "tier"
-        )
 
     def set(self, status: ServerStatus) -> None:
         """Set all gauges to the present figures."""
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
-        self._weights.clear()
-        for model in status["models"]:
-            if "tier_bytes" in model:
-                for tier in get_args(Tier):
-                    nbytes = model["tier_bytes"].get(tier, 0)
-                    self._weights.labels(model["id"], tier).set(nbytes)
+        self._places.set(status["models"])
         self._waiting.labels("model").set(status["queue"]["waiting_for_model"])
         self._waiting.labels("pass").set(status["queue"]["waiting_for_pass"])
         own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)

@@ -27,7 +27,6 @@ from engine.messages import (
     Shutdown,
     Tokens,
 )
-from engine.moves import LimitMemory, Replanned
 from engine.process import engine_process, watchdog, worker
 from engine.process.child import Child, explain_exit
 from engine.process.client import EngineClient
@@ -271,32 +270,6 @@ async def test_a_killed_process_is_restarted(clients: MakeClient) -> None:
     assert (await client.ready(60)).model_id == "fake"
     assert child_pid(client) != before
     assert len(restarts) == 1
-    assert (await answer(client, [5]))[-1].finish == "stop"
-
-
-async def test_limits_of_memory_hold_also_after_a_restart(clients: MakeClient) -> None:
-    moves: list[Replanned] = []
-    moved = asyncio.Event()
-
-    def note(report: Replanned) -> None:
-        moves.append(report)
-        moved.set()
-
-    client = clients(callbacks=EngineCallbacks(on_replan=note))
-    await client.start()
-    client.limit_memory(LimitMemory(device=5))
-    await asyncio.wait_for(moved.wait(), 60)
-    assert [report.reason for report in moves] == ["device"]
-    assert client.info is not None
-    assert (client.info.plan, client.info.tiers) == ("all on disk", (("disk", 3),))
-    moved.clear()
-    os.kill(child_pid(client), signal.SIGKILL)
-    await asyncio.wait_for(moved.wait(), 60)
-    assert client.state == "ready" and client.info.plan == "all on disk"
-    moved.clear()
-    client.limit_memory(LimitMemory())
-    await asyncio.wait_for(moved.wait(), 60)
-    assert moves[-1].reason == "freed" and client.info.tier_bytes == (("resident", 300),)
     assert (await answer(client, [5]))[-1].finish == "stop"
 
 
