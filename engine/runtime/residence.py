@@ -52,7 +52,7 @@ class Residence:
         self.plan = loaded.replanner.loaded
         self._loaded = loaded
         self._clock = clock
-        self._read = partial(read_available, loaded.device)
+        self._read: Callable[[Plan], Available] = partial(read_available, loaded.device)
         self._limits = LimitMemory()
         # None: when limits are set
         self._due: float | None = 0.0 if loaded.memory.replan else None
