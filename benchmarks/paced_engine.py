@@ -19,6 +19,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
+from engine.moves import LimitMemory
 from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.worker import OnPassProgress, OnPrompt, StepEngine, serve
 from engine.spec import ModelSpec
@@ -36,6 +37,22 @@ class Schedule:
 
     seconds: float
     burst: int
+
+
+class NoMoves:
+    """Weights that never move: there are none."""
+
+    def seconds_until_due(self) -> None:
+        """Return None: nothing is ever due."""
+
+    def limit(self, limits: LimitMemory) -> None:
+        """Ignore the limits."""
+
+    def run(self) -> None:
+        """Do nothing."""
+
+    def take_report(self) -> None:
+        """Return None: nothing has moved."""
 
 
 class NoAudits:
@@ -60,6 +77,7 @@ class PacedEngine:
     last_pass: PassStats | None = None
     auditor: NoAudits = field(default_factory=NoAudits)
     rechecks: Rechecks = field(default_factory=lambda: Rechecks(None, [], 0))
+    residence: NoMoves = field(default_factory=NoMoves)
     _lengths: dict[str, int] = field(default_factory=dict)  # number of emitted tokens
     _messages: dict[str, Generate] = field(default_factory=dict)
     _due: float = 0.0  # when the next pass ends

@@ -1,7 +1,7 @@
 """The messages on the pipe between the front end and the engine process.
 
 They are frozen dataclasses, which the pipe pickles: the engine is a child of the front end and
-trusted. The front end sends `Generate`, `Abort` and `Shutdown`, and the engine all others.
+trusted. The front end sends the messages of `Inbound`, and the engine those of `Outbound`.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.log_lines import LogLine
+from engine.moves import LimitMemory, Replanned
 from engine.pass_trace import PassTrace
 from engine.spec import Numerics
 
@@ -212,6 +213,7 @@ class ModelInfo:
     sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json
     files: str = ""  # changes with the model's files and with how its positions are scaled
     tiers: tuple[tuple[str, int], ...] = ()  # the number of units of weights in each tier
+    tier_bytes: tuple[tuple[str, int], ...] = ()  # their bytes, as they are kept there
 
 
 @dataclass(frozen=True)
@@ -374,7 +376,7 @@ class WeightsChecked:
     unrepaired: int  # damage that could not be repaired
 
 
-Inbound = Generate | Abort | Shutdown
+Inbound = Generate | Abort | LimitMemory | Shutdown
 Outbound = (
     LoadProgress
     | Ready
@@ -386,5 +388,6 @@ Outbound = (
     | PassStats
     | Audited
     | WeightsChecked
+    | Replanned
     | LogLine
 )

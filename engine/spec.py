@@ -60,6 +60,9 @@ class MemorySpec:
     device: int | None = None
     ram: int | None = None
     cache: int | None = None
+    replan: bool = (
+        True  # whether units move while the model is loaded, as memory gets short or free
+    )
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,16 @@ class PassTimes:
         known = self.link_seconds or link_seconds
         self.link_seconds = smoothed(known, link_seconds, LINK_SMOOTHING)
 
+    def change_link(self, share: float, ahead: float) -> None:
+        """Expect other transfers, because units have moved.
+
+        Args:
+            share: the bytes that travel from now on, over those that travelled before.
+            ahead: the share of them that the ring can hold before the pass begins.
+        """
+        self.link_seconds *= share
+        self.ahead = ahead
+
     def expect(self, rows: int, pairs: float = 0.0) -> float | None:
         """Return the expected seconds of a pass with `rows` and `pairs`; None before the first."""
         compute = self._compute(rows, pairs)

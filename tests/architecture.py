@@ -86,6 +86,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.files"),  # reading small files within bounds
     ("server*", "engine.messages"),
     ("server*", "engine.pass_trace"),
+    ("server*", "engine.moves"),
     ("server*", "engine.parsing*"),  # the parsers of answers
     ("server*", "engine.spec"),
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars

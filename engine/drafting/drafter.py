@@ -206,6 +206,24 @@ class Drafting:
         for lookup in self._lookups:
             lookup.release(sequence)
 
+    def detach(self, layers: Sequence[int]) -> None:
+        """Let the draft drop weights of the target's layers, whose units will move.
+
+        If it has some, all drafts are dropped. `attach` has to follow before the next pass.
+        """
+        if self._model is not None and self._model.shares(layers):
+            self.side_stream.join()
+            self.reclaim()
+            self._model.detach(layers)
+
+    def attach(self) -> None:
+        """Let the draft take weights of the target's layers again, after their units have moved.
+
+        Raises `ModelError` if weights that travel coded could not be decoded without it.
+        """
+        if self._model is not None:
+            self._model.attach()
+
     def num_pages(self) -> int:
         """Return the pages of the target's KV cache that drafts hold and `reclaim` would free."""
         return 0 if self._model is None else self._model.num_shared_pages
@@ -280,7 +298,9 @@ class Drafting:
     def _can_draft(self, growth: Growth) -> bool:
         """Return True if the draft model may run nodes of this growth."""
         sequence = growth.sequence
-        if self._model is None or sequence.is_cancelled or growth.budget == 1:
+        if self._model is None or not self._model.is_usable:
+            return False
+        if sequence.is_cancelled or growth.budget == 1:
             return False
         return sequence.speculation.method in (None, self._model.name)
 

@@ -25,6 +25,11 @@ class Binder:
             holder, name = self._holders.get(path) or self._find(path)
             holder[name] = tensor
 
+    def unbind(self) -> None:
+        """Put tensors without memory in the place of the tensors, so that theirs can be freed."""
+        for holder, name in self._holders.values():
+            holder[name] = torch.empty_like(holder[name], device="meta")
+
     def _find(self, path: str) -> tuple[dict[str, Any], str]:
         owner, _, name = path.rpartition(".")
         module = self._module.get_submodule(owner)

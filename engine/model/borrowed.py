@@ -73,6 +73,10 @@ class BorrowedParts:
             finally:
                 self._batch, self._num_borrowed = None, 0
 
+    def unbind(self) -> None:
+        """Forget the tensors that were borrowed last, while the layer does not run."""
+        self._binder.unbind()
+
     def _borrow_next(self) -> bool:
         """Borrow the next unit and bind its tensors. Return False if there is none."""
         batch, number = self._batch, self._num_borrowed

@@ -75,6 +75,12 @@ class StreamedLayer(nn.Module):
         self._attentions = attention_modules(module)
         self._calls_functions = calls_functions(module)
 
+    def unbind(self) -> None:
+        """Forget the weights that were borrowed last, so that their memory can be freed."""
+        self._parts.unbind()
+        if self.experts is not None:
+            self._expert_binder.unbind()
+
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their layers (attention types and the like).
         try:
@@ -271,6 +277,12 @@ class Decoder:
             mark_long(position_ids, batch.segments)
         *rows, position_ids = upload_all([*inputs, position_ids], self.device)
         return self.run(rows, position_ids, batch)
+
+    def unbind(self) -> None:
+        """Forget all weights that were borrowed, between passes, so that they can be freed."""
+        for layer in self.layers:
+            layer.unbind()
+        self._output_binder.unbind()
 
     def embed(self, tokens: Sequence[int]) -> list[Tensor]:
         """Return the rows of all token tables for tokens, on the host, where the tables stay.

@@ -18,7 +18,7 @@ from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
 from engine.planning.experts import Experts
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
-from engine.spec import TILE
+from engine.spec import TILE, Tier
 from engine.triton_kernels.attention import CHUNK, MAX_SUMS
 from engine.triton_kernels.recurrence import MAX_STATE_BYTES
 from engine.weights.formats.linear import is_read_faster
@@ -91,6 +91,11 @@ class Demand:
     def travelling_bytes(self, units: Iterable[int]) -> int:
         """Return the bytes of units as they travel."""
         return sum(self.link_bytes[unit] for unit in units)
+
+    def placed_bytes(self, tiers: Sequence[Tier]) -> list[int]:
+        """Return the bytes of each unit where it is kept."""
+        sizes = zip(tiers, self.unit_bytes, self.link_bytes, strict=True)
+        return [plain if tier == "resident" else travels for tier, plain, travels in sizes]
 
     def largest_coded(self, resident: Set[int]) -> int | None:
         """Return the bytes of the largest unit that is streamed coded; None if none is."""

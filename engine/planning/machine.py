@@ -116,8 +116,9 @@ def _free_in_cgroups() -> Iterator[int]:
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":
             yield from _free_up_from(CGROUPS / "memory", path, "memory.limit_in_bytes", "total_rss")
-        elif not controllers:  # version 2
-            yield from _free_up_from(CGROUPS, path, "memory.max", "anon")
+        elif not controllers:  # version 2; above memory.high processes are slowed down
+            for limit in ("memory.max", "memory.high"):
+                yield from _free_up_from(CGROUPS, path, limit, "anon")
 
 
 def _free_up_from(mount: Path, path: str, limit: str, anonymous: str) -> Iterator[int]:

@@ -22,10 +22,12 @@ from engine.messages import (
     Tail,
     Tokens,
 )
+from engine.moves import LimitMemory
 from engine.process import worker
 from engine.process.admission import check_request
+from engine.process.callbacks import NO_CALLBACKS, EngineCallbacks
 from engine.process.child import EntryPoint
-from engine.process.engine_process import NO_CALLBACKS, EngineCallbacks, EngineProcess, State
+from engine.process.engine_process import EngineProcess, State
 from engine.process.suspects import (
     DEATHS_TO_REFUSE,
     GOOD_TOKENS,
@@ -84,6 +86,10 @@ class EngineClient:
     def num_outstanding(self) -> int:
         """The number of requests that were accepted and have not finished."""
         return len(self._requests)
+
+    def limit_memory(self, limits: LimitMemory) -> None:
+        """Set limits of memory, which hold until the next ones, also for a restarted process."""
+        self._process.limit_memory(limits)
 
     def position(self, request_id: str) -> int:
         """Return a waiting request's position in the queue, from 1; 0 if it runs or has ended.

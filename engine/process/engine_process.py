@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from engine.errors import EngineDied, EngineError, ModelError, PassFailed, RequestError
@@ -25,7 +24,9 @@ from engine.messages import (
     Tokens,
     WeightsChecked,
 )
+from engine.moves import LimitMemory, Replanned
 from engine.process import worker
+from engine.process.callbacks import NO_CALLBACKS, EngineCallbacks
 from engine.process.child import Child, EntryPoint, explain_exit
 from engine.process.watchdog import MIN_SILENCE_S, Backoff, Watchdog
 from engine.spec import ModelSpec
@@ -40,25 +41,6 @@ STARTING = "starting the engine process"  # the first step of each load
 DUMP_S = 1.0  # for the stacks of a stalled process to reach stderr
 EXIT_CODE_S = 1.0  # for the exit code, before requests fail without it
 SHUTDOWN_S = 5.0  # for the process to end by itself, before it is killed
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class EngineCallbacks:
-    """The functions that an engine's client calls in its event loop when something happens."""
-
-    progress: Callable[[LoadProgress], None] = _ignore  # at each step of a load
-    on_pass: Callable[[PassStats], None] = _ignore
-    on_audit: Callable[[Audited], None] = _ignore
-    on_check: Callable[[WeightsChecked], None] = _ignore
-    on_restart: Callable[[], None] = _ignore
-    on_resume: Callable[[], None] = _ignore  # for each stream that goes on after a restart
-
-
-NO_CALLBACKS = EngineCallbacks()
 
 
 class Listener(Protocol):
@@ -110,6 +92,7 @@ class EngineProcess:
         self._ready_at: float | None = None
         self._has_served = False  # whether the current process has completed a pass
         self._stalled = ""  # why the current process is being ended
+        self._limits = LimitMemory()
 
     async def start(self) -> ModelInfo:
         """Spawn the process, wait until the model is loaded, and describe the model.
@@ -161,6 +144,12 @@ class EngineProcess:
         """End a request, if it runs, without an error for its listener."""
         if self._running.pop(request_id, None) is not None and self._child is not None:
             self._child.send(Abort(request_id))
+
+    def limit_memory(self, limits: LimitMemory) -> None:
+        """Set limits of memory, for this process and those that follow it."""
+        self._limits = limits
+        if self.state == "ready" and self._child is not None:
+            self._child.send(limits)
 
     def refuse(self, reason: str) -> None:
         """Refuse new requests with this reason. Running ones go on until `close`."""
@@ -288,12 +277,21 @@ class EngineProcess:
                 self._callbacks.on_audit(message)
             case WeightsChecked():
                 self._callbacks.on_check(message)
+            case Replanned():
+                self._note_move(message)
             case LoadProgress():
                 self._callbacks.progress(message)
             case Ready(info):
                 self._accept(info)
             case LoadFailed(reason):
                 self.failure = ModelError(reason)
+
+    def _note_move(self, moved: Replanned) -> None:
+        if self.info is not None:
+            self.info = replace(
+                self.info, plan=moved.plan, tiers=moved.tiers, tier_bytes=moved.tier_bytes
+            )
+        self._callbacks.on_replan(moved)
 
     def _accept(self, info: ModelInfo) -> None:
         """Begin to serve, unless a restarted process has loaded other files than the first one.
@@ -324,6 +322,7 @@ class EngineProcess:
         self.info = info
         if self.state != "closed":
             self._set_state("ready")
+            self.limit_memory(self._limits)
 
     def _schedule_check(self) -> None:
         """Schedule the next check for a stall, unless one is scheduled."""

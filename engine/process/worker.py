@@ -42,6 +42,7 @@ from engine.messages import (
     Tokens,
     WeightsChecked,
 )
+from engine.moves import LimitMemory, Replanned
 from engine.process.grammar_compiler import Compiled, GrammarCompiler
 from engine.process.signals import ignore_group_signals
 from engine.spec import ModelSpec
@@ -67,6 +68,8 @@ class StepEngine(Protocol):
     def auditor(self) -> "Audits": ...
     @property
     def rechecks(self) -> "Rechecks": ...
+    @property
+    def residence(self) -> "Residence": ...
     def compile(self, request: Generate) -> "Constraint | None": ...
     def queue(self, request: Generate, constraint: "Constraint | None") -> None: ...
     def abort(self, request_id: str) -> None: ...
@@ -91,6 +94,15 @@ class Rechecks(Protocol):
     def preempt(self) -> None: ...
     def run(self) -> None: ...
     def take_report(self) -> WeightsChecked | None: ...
+
+
+class Residence(Protocol):
+    """The interface of weights that move, which `engine.runtime.residence.Residence` has."""
+
+    def seconds_until_due(self) -> float | None: ...
+    def limit(self, limits: LimitMemory) -> None: ...
+    def run(self) -> None: ...
+    def take_report(self) -> Replanned | None: ...
 
 
 OnPassProgress = Callable[[], None]  # called before the engine runs another part of a pass
@@ -281,6 +293,7 @@ class _Service:
         self._inbox.attach(self._engine)
         self._outbox.send(Ready(self._engine.info))
         while self._take_messages():
+            self._engine.residence.run()
             if self._engine.has_work():
                 self._step()
             elif self._engine.auditor.has_pending:
@@ -289,9 +302,12 @@ class _Service:
                     self._outbox.send(audited)
             else:
                 self._engine.rechecks.run()
-            checked = self._engine.rechecks.take_report()
-            if checked is not None:
-                self._outbox.send(checked)
+            for report in (
+                self._engine.rechecks.take_report(),
+                self._engine.residence.take_report(),
+            ):
+                if report is not None:
+                    self._outbox.send(report)
         self._engine.close()
 
     def fail_running(self, error: BaseException) -> None:
@@ -302,7 +318,8 @@ class _Service:
 
     def _take_messages(self) -> bool:
         """Handle messages that have arrived. Return False if one asks the process to end."""
-        seconds = self._engine.rechecks.seconds_until_due()
+        due = [own.seconds_until_due() for own in (self._engine.rechecks, self._engine.residence)]
+        seconds = min((own for own in due if own is not None), default=None)
         if self._engine.has_work() or self._engine.auditor.has_pending:
             seconds = 0.0
         for message in self._inbox.take(seconds):
@@ -315,6 +332,8 @@ class _Service:
                 case Abort(request_id):
                     self._engine.abort(request_id)
                     self._unfinished.pop(request_id, None)
+                case LimitMemory():
+                    self._engine.residence.limit(message)
                 case Shutdown():
                     return False
         return True

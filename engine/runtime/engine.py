@@ -22,6 +22,7 @@ from engine.runtime.load import Loaded, load
 from engine.runtime.passes import Entry, Pass, assemble
 from engine.runtime.replay import SLICE_SECONDS
 from engine.runtime.requests import Events, Requests
+from engine.runtime.residence import Residence
 from engine.runtime.scoring import score_prompt
 from engine.runtime.shortage import MemoryShortage
 from engine.runtime.traces import PassTraces
@@ -57,6 +58,7 @@ class Engine:
         )
         self.auditor = Auditor(loaded)
         self.rechecks = loaded.rechecks
+        self.residence = Residence(loaded)
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_prompt)
         self._shortage = MemoryShortage(loaded, self._scheduler, self._requests)
         self.clock = Clock(loaded, self._scheduler)

@@ -37,13 +37,14 @@ from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_dr
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free, name_shortage
 from engine.planning.plan import Plan
+from engine.planning.replan import Replanner
 from engine.runtime.reference_tile import reference_hash
 from engine.runtime.target_files import TargetFiles
 from engine.sampling.grammar.constraint import Constraint
 from engine.sampling.grammar.grammar import Grammars
 from engine.sampling.thinking import ThinkingRule, ThinkingState
 from engine.sequences.sequence import Limits
-from engine.spec import TILE, ModelSpec
+from engine.spec import TILE, MemorySpec, ModelSpec
 from engine.streaming.coded import DecodedUnits
 from engine.streaming.device import Device
 from engine.streaming.packed import PackedUnits
@@ -79,6 +80,9 @@ class Loaded:
     tokens: TokenBytes
     grammars: Grammars
     audit: float  # the share of finished answers that is checked
+    replanner: Replanner
+    memory: MemorySpec  # the limits in the model's file
+    describe: Callable[[Plan], str]  # returns the text of `ModelInfo.plan` for a plan
     rechecks: Rechecks
 
     def constraint(self, params: SamplingParams) -> Constraint | None:
@@ -181,6 +185,9 @@ def _load_as_planned(
             files.tokenizer.backend_tokenizer.to_str, files.vocab_size, limits.eos_token_ids
         ),
         audit=spec.audit,
+        replanner=Replanner(spec, scheme.demand, plan),
+        memory=spec.memory,
+        describe=lambda own: files.describe(replace(scheme, plan=own)),
         rechecks=_make_rechecks(spec, plan, reader),
     )
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from engine.model.borrowed import Weights
 from engine.model.decoder import Decoder
 from engine.model.ordered import is_ordered_on
 from engine.model.resident import ExpandedWeights, expanded_bytes
+from engine.moves import sums_by_tier
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.choice import Scheme
 from engine.planning.plan import Plan
@@ -220,6 +220,11 @@ class TargetFiles(Blueprint):
         travelling = sum(reader.layouts[unit].nbytes for unit in streamed)
         return 8 * self.dtype.itemsize * travelling / dense if dense else 0.0
 
+    def describe(self, scheme: Scheme) -> str:
+        """Return one line that says where the weights are, and in which form they travel."""
+        forms = (self.expanded_when_read, scheme.form, scheme.coding)
+        return "; ".join([str(scheme.plan), *(own for own in forms if own)])
+
     def model_info(
         self, scheme: Scheme, link_gbps: float, link_bits: float, tile: str
     ) -> ModelInfo:
@@ -236,7 +241,6 @@ class TargetFiles(Blueprint):
         # The hash of a tile differs too, unless all its values are rounded to the same bits.
         is_ordered = self.strict and is_ordered_on(self.device.torch_device)
         parts = [files, numerics, versions, self.device.arithmetic, is_ordered, tile]
-        forms = [own for own in (self.expanded_when_read, scheme.form, scheme.coding) if own]
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
@@ -248,8 +252,9 @@ class TargetFiles(Blueprint):
             fingerprint=f"us-{_digest(parts)}",
             files=files,
             tokenizer_path=str(self.folder),
-            plan="; ".join([str(plan), *forms]),
-            tiers=tuple(sorted(Counter(plan.tiers).items())),
+            plan=self.describe(scheme),
+            tiers=sums_by_tier(plan.tiers, [1] * len(plan.tiers)),
+            tier_bytes=sums_by_tier(plan.tiers, scheme.demand.placed_bytes(plan.tiers)),
             num_pages=plan.num_pages,
             num_states=plan.num_states + plan.stored_states if self.recurrent else 0,
             link_gbps=link_gbps,

@@ -87,11 +87,12 @@ class CudaDevice(Device):
 
     def own_memory(self) -> OwnMemory:
         free, total = torch.cuda.mem_get_info(self.torch_device)
-        taken = total - free - torch.cuda.memory_reserved(self.torch_device)
+        held = torch.cuda.memory_reserved(self.torch_device)
+        taken = total - free - held
         capability = torch.cuda.get_device_capability(self.torch_device)
         workspace = next(size for first, size in WORKSPACES.items() if capability >= first)
         # What other programs use is a part of `taken`.
-        return OwnMemory(free, min(taken, LARGEST_CONTEXT), workspace)
+        return OwnMemory(free, min(taken, LARGEST_CONTEXT), workspace, held)
 
     def give_back_freed(self) -> None:
         torch.cuda.empty_cache()

@@ -40,6 +40,7 @@ class OwnMemory:
     free: int
     runtime: int  # what the driver and the libraries use
     stream_workspace: int = 0  # what libraries keep for each stream that computes
+    held: int = 0  # what this process has taken for tensors, freed ones that it keeps included
 
 
 class Device:

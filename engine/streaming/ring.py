@@ -6,31 +6,29 @@
 Units that are not resident are streamed through a ring of slots. When the block of a streamed unit
 ends, free slots are filled with the next streamed units that have no slot yet; after the last unit
 of a pass these are the first ones of the next pass. The parts of a layer are borrowed together, in
-blocks inside each other (`engine.streaming.slots`). The computing thread decides which unit goes
-into which slot, and the device's link fills the slots (`engine.streaming.link`).
+blocks inside each other (`engine.streaming.slots`). The computing thread chooses the slot of each
+unit, and the device's link fills it (`engine.streaming.link`). Units may move between two passes.
 """
 
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 
 from torch import Tensor
 
-from engine.errors import ModelError
-from engine.messages import LoadProgress, ReportProgress
+from engine.messages import ReportProgress
 from engine.spec import Tier
 from engine.streaming.device import Device
 from engine.streaming.disk import READERS
 from engine.streaming.idle import IdleTimes
-from engine.streaming.link import Arrival, Meters, Slot
+from engine.streaming.link import Arrival, Link, Meters, Slot
 from engine.streaming.meter import LinkStats, Meter, spare_seconds
-from engine.streaming.pinned import HostBuffer, unpin_for_staging
-from engine.streaming.slots import ring_slots, unit_places
+from engine.streaming.pinned import unpin_for_staging
+from engine.streaming.slots import allocate_slots, unit_places
+from engine.streaming.unit_store import UnitStore, wait_for
 from engine.weights.layout import LayerUnits, UnitReader
 
 COPIERS = 2  # threads that copy host buffers which could not be pinned
@@ -54,11 +52,11 @@ class _Load:
 class LayerStream:
     """A lender of weights: it gives the tensors of each unit, in order, while a block runs.
 
-    One thread calls all methods. The constructor loads the units of the resident and ram tiers. It
-    raises `ModelError` if weights cannot be read or memory is refused.
+    One thread calls all methods. The constructor loads the resident units and those in RAM. Raises
+    `ModelError` if weights cannot be read or memory is refused.
 
     Args:
-        tiers: where each unit is stored: on the device, in RAM, or on disk.
+        tiers: where each unit is stored.
         slots: one device slot for the units in use, and one for each unit copied ahead of them.
         layers: the units of each layer; None: no layer has several parts.
         progress: called after each unit that was loaded.
@@ -79,7 +77,7 @@ class LayerStream:
         assert len(tiers) == len(reader.layouts) > 0, "one tier for each unit"
         assert slots >= 1, f"at least one slot is needed, not {slots}"
         self._layouts = reader.slot_layouts
-        self._travelling = reader.layouts
+        self._plain = self._reader = reader
         self._tiers = tuple(tiers)
         self._device = device
         self._slots = slots
@@ -91,52 +89,91 @@ class LayerStream:
         self._num_borrowed = 0  # units whose blocks run
         self._layers = layers = layers or ()
         self._places = unit_places(layers, len(tiers))  # each has its own slots
-        self._free: dict[int, deque[Slot]] = {place: deque() for place in set(self._places)}
+        self._free: dict[int, deque[Slot]] = {}
         # For the parts of a layer: how many of them are borrowed before any is given back.
         parts = {unit: layer.parts for layer in layers for unit in layer.parts}
         self._num_left = [parts[u].stop - u if u in parts else 1 for u in range(len(tiers))]
         self._idle = IdleTimes(device.moment)
-        self._callback_seconds = 0.0
-        self._units = 0
+        self._units, self._callback_seconds = 0, 0.0
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by address and unit
-        self._resident: dict[int, Tensor] = {}
-        self._host_buffers: dict[int, HostBuffer] = {}
+        self._store = UnitStore(device)
+        self._link: Link | None = None  # while units are streamed
+        self._is_closed = False
         with ExitStack() as stack:
-            loaded: Sequence[Tier] = ("resident",) if starts_later else ("resident", "ram")
-            self._load_units(reader, loaded, stack, progress)
+            stack.callback(self._store.close)
+            waiting = [] if starts_later else self._units_in("ram")
+            self._store.load(reader, self._units_in("resident"), waiting, progress)
             if not starts_later:
-                self._start_ring(reader, stack)
-            self._opened: ExitStack | None = stack.pop_all()
+                self._open_ring()
+            stack.pop_all()
 
     def start(self, reader: UnitReader, progress: ReportProgress = lambda step: None) -> None:
         """Load the units of the ram tier and begin to stream, after a constructor that did not.
 
-        `reader` has the same units as that of the constructor, which may be coded here. Raises
-        `ModelError` as the constructor does.
+        `reader` has the same units, which may be coded here. Raises `ModelError` as it does.
         """
-        assert self._opened is not None and not self._loads, "it has begun, or was closed"
-        self._travelling = reader.layouts
-        with ExitStack() as stack:
-            self._load_units(reader, ("ram",), stack, progress)
-            self._start_ring(reader, stack)
-            self._opened.push(stack.pop_all())
+        assert self._link is None and not self._is_closed, "it has begun, or was closed"
+        self._reader = reader
+        self._store.load(reader, [], self._units_in("ram"), progress)
+        self._open_ring()
 
-    def _start_ring(self, reader: UnitReader, stack: ExitStack) -> None:
-        """Open the link and fill the slots. The stack closes the link."""
+    def pause(self) -> None:
+        """End all transfers and free the ring, between two passes. `resume` makes it anew."""
+        assert not self._num_borrowed, "pause inside a unit's block"
+        self._device.synchronize()  # work that was launched may still use a slot
+        self._stop()
+
+    def free(self, units: Sequence[int]) -> None:
+        """Free the memory of units, while the stream is paused. They are then on disk.
+
+        What was made of `resident` or `unit` keeps the memory, and must not be read any more.
+        """
+        self._store.free(units)
+        self._set_tiers(dict.fromkeys(units, "disk"))
+
+    def store(
+        self,
+        resident: Sequence[int],
+        waiting: Sequence[int],
+        progress: ReportProgress = lambda step: None,
+    ) -> None:
+        """Load units on disk to the device and to RAM, while the stream is paused.
+
+        Raises `ModelError` if they cannot be; then both kinds stay on disk, or those of RAM alone.
+        """
+        self._store.load(self._plain, resident, [], progress)
+        self._set_tiers(dict.fromkeys(resident, "resident"))
+        self._store.load(self._reader, [], waiting, progress)
+        self._set_tiers(dict.fromkeys(waiting, "ram"))
+
+    def resume(self, slots: int) -> None:
+        """Stream again after `pause`; unit 0 is next. Raises `ModelError` without memory for it."""
+        assert self._link is None and not self._is_closed, "the stream is not paused"
+        self._slots = slots
+        self._next = self._ahead = 0
+        self._idle.end_pass()
+        self._open_ring()
+
+    def _set_tiers(self, tiers: Mapping[int, Tier]) -> None:
+        self._tiers = tuple(tiers.get(unit, own) for unit, own in enumerate(self._tiers))
+        self._ring = [unit for unit, tier in enumerate(self._tiers) if tier != "resident"]
+
+    def _open_ring(self) -> None:
+        """Open the link and fill the slots."""
         staged = self._units_in("disk")
         if staged:  # after the reads that happen only once
-            reader.prepare(staged)
+            self._reader.prepare(staged)
         readers = READERS if staged else 0
-        copiers = COPIERS if unpin_for_staging(self._host_buffers.values()) else 0
-        link = self._device.open_link(
-            reader, self._meters, readers, staged, sent=self._units_in("ram"), num_copiers=copiers
-        )
-        stack.enter_context(closing(link))
-        sizes = [layout.nbytes for layout in self._layouts]
-        slots = ring_slots(sizes, self._layers, set(self._ring), self._slots)
-        for place, kind in slots.items():
-            needed = sum(self._places[unit] == place for unit in self._ring)
-            self._free[place] += [link.slot(kind.nbytes) for _ in range(min(kind.count, needed))]
+        copiers = COPIERS if unpin_for_staging(self._store.waiting.values()) else 0
+        sent, meters = self._units_in("ram"), self._meters
+        link = self._device.open_link(self._reader, meters, readers, staged, sent, copiers)
+        with ExitStack() as stack:
+            stack.callback(link.close)
+            sizes = [layout.nbytes for layout in self._layouts]
+            slots = allocate_slots(link, sizes, self._layers, self._ring, self._slots)
+            self._free = {place: deque(slots.get(place, ())) for place in set(self._places)}
+            stack.pop_all()
+        self._link = link
         self._fill()
 
     @contextmanager
@@ -144,14 +181,13 @@ class LayerStream:
         """Give the tensors of unit `index` by name; they are valid inside the block.
 
         Units must be requested in order, and parts of a layer inside the block of the one before.
-        While the weights are being copied, `on_wait` is called
-        with the seconds that it may use without slowing the pass down, or with 0 if these are not
-        known. It is called again while it returns True and time is left. The end of the block frees
-        the slot, without waiting for the device.
+        While the weights are being copied, `on_wait` is called with the seconds that it may use
+        without slowing the pass down, or with 0 if these are not known, again and again while it
+        returns True and time is left. The end of the block frees the slot, without waiting.
 
         Raises `ModelError` if the unit could not be read. Then call `seek` before the next unit.
         """
-        assert self._opened is not None, f"unit {index} was requested after close"
+        assert self._link is not None, f"unit {index} was requested after close"
         assert not self._num_borrowed or self._places[index], (
             f"unit {index} was requested inside another unit's block"
         )
@@ -160,7 +196,7 @@ class LayerStream:
             "and call seek after a pass that ended early"
         )
         load = None if self.is_resident(index) else self._loads[0]
-        memory = self._resident[index] if load is None else self._await(load, on_wait)
+        memory = self._store.resident[index] if load is None else self._await(load, on_wait)
         self._next = (index + 1) % len(self._tiers)
         self._units += 1
         self._num_borrowed += 1
@@ -168,7 +204,7 @@ class LayerStream:
             yield self._views_in(memory, index)
         finally:
             self._num_borrowed -= 1
-            if load is not None and self._opened is not None:
+            if load is not None and self._link is not None:
                 load.slot.release()
                 self._free[self._places[index]].append(load.slot)
                 if not self._num_borrowed:
@@ -177,10 +213,9 @@ class LayerStream:
     def seek(self, index: int = 0) -> None:
         """Continue with unit `index` after a cancelled or failed pass.
 
-        Prefetched units that are still needed stay in their slots. For the other slots, this waits
-        until no transfer writes into them any more.
+        Prefetched units that are still needed stay in their slots. It waits for other transfers.
         """
-        assert self._opened is not None, "seek after close"
+        assert self._link is not None, "seek after close"
         assert not self._num_borrowed, "seek inside a unit's block"
         assert 0 <= index < len(self._tiers), f"no unit {index}"
         self._next = index
@@ -206,7 +241,12 @@ class LayerStream:
 
         They share their memory with those of `unit`, and keep it alive.
         """
-        return self._layouts[index].views(self._resident[index])
+        return self._layouts[index].views(self._store.resident[index])
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Where each unit is stored now."""
+        return self._tiers
 
     @property
     def stats(self) -> LinkStats:
@@ -229,11 +269,9 @@ class LayerStream:
     def measure_link(self, seconds: float = 1.0) -> float:
         """Return the link's bandwidth in GB/s (1e9); 0 if nothing is streamed.
 
-        It runs through the units without computing, for about `seconds` or for `MEASURED_PASSES`
-        passes, but for at least one streamed unit. The meters time the transfers themselves, which
-        overlap. Afterwards the first unit is next and `stats` begin at zero.
-
-        Raises `ModelError` if a unit could not be read.
+        It runs through the units without computing, for about `seconds` or `MEASURED_PASSES`, but
+        for at least one streamed unit. The meters time transfers, which overlap. Afterwards the
+        first unit is next and `stats` begin at zero. Raises `ModelError` as `unit` does.
         """
         if not self._ring:
             return 0.0
@@ -255,16 +293,21 @@ class LayerStream:
 
     def close(self) -> None:
         """Wait for running transfers, end the threads, unpin the RAM. It may be called again."""
-        if self._opened is None:
+        if self._is_closed:
             return
-        opened, self._opened = self._opened, None
-        with opened:
-            self._drop(list(self._loads))
-            self._loads.clear()
+        self._is_closed = True
+        self._stop()
+        self._store.close()
+
+    def _stop(self) -> None:
+        """Wait for running transfers, close the link and forget the slots."""
+        self._drop(list(self._loads))
+        self._loads.clear()
         self._views.clear()
-        self._resident.clear()
-        self._host_buffers.clear()
         self._free.clear()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def _views_in(self, memory: Tensor, index: int) -> dict[str, Tensor]:
         """Return the tensors of a unit in a slot. They are created once and used in all passes."""
@@ -285,7 +328,7 @@ class LayerStream:
             self._callback_seconds += used_seconds
             waited = not load.arrival.done()
             load.failed = True  # if anything is raised, seek starts the load again
-            self._wait(load.arrival, load.unit)
+            wait_for(load.arrival, self._reader, load.unit)
             load.failed = False
         finally:
             got = self._idle.get()
@@ -319,21 +362,11 @@ class LayerStream:
 
     def _transfer_seconds(self, unit: int) -> float:
         """Return the expected seconds of a unit's transfer; 0 before the first transfer."""
-        return self._travelling[unit].nbytes * self._meter(unit).seconds_per_byte
+        return self._reader.layouts[unit].nbytes * self._meter(unit).seconds_per_byte
 
     def _meter(self, unit: int) -> Meter:
         """Return the meter of the link that carries a streamed unit."""
         return self._meters.ram if self._tiers[unit] == "ram" else self._meters.disk
-
-    def _wait(self, arrival: Arrival, unit: int) -> None:
-        """Wait for the weights of a unit. An `OSError` becomes a `ModelError` that names it."""
-        try:
-            arrival.result()
-        except OSError as error:
-            raise ModelError(
-                f"{self._layouts[unit].name}: its weights could not be read ({error}). Check the "
-                "disk and the model's files."
-            ) from error
 
     def _fill(self) -> None:
         """Start to fill free slots with the next streamed units that have no slot, in order."""
@@ -347,8 +380,8 @@ class LayerStream:
         self._ahead = (position + 1) % len(self._ring)
         requested_at = time.perf_counter()
         arrival = (
-            slot.send(unit, self._host_buffers[unit])
-            if unit in self._host_buffers
+            slot.send(unit, self._store.waiting[unit])
+            if unit in self._store.waiting
             else slot.read(unit)
         )
         self._loads.append(_Load(position, unit, slot, arrival, requested_at))
@@ -361,37 +394,6 @@ class LayerStream:
             with suppress(Exception):  # no pass needs a cancelled load, so its error is dropped
                 load.arrival.result()
             self._free[self._places[load.unit]].append(load.slot)
-
-    def _load_units(
-        self, reader: UnitReader, tiers: Sequence[Tier], stack: ExitStack, progress: ReportProgress
-    ) -> None:
-        """Load the units of these tiers: into device memory, or into host buffers.
-
-        Args:
-            stack: unpins the host buffers when it is closed.
-            progress: called after each unit.
-        """
-        arrivals: dict[int, Arrival] = {}
-        # Two links, so that threads that wait for a staging buffer do not keep the others from
-        # filling host buffers.
-        open_link = partial(
-            self._device.open_link, reader, Meters(), READERS, sent=[], num_copiers=0
-        )
-        with (
-            closing(open_link(staged=self._units_in("resident"))) as staged,
-            closing(open_link(staged=[])) as waiting,
-        ):
-            for unit, tier in enumerate(self._tiers):
-                if tier == "resident" and tier in tiers:
-                    slot = staged.slot(self._layouts[unit].nbytes)
-                    self._resident[unit], arrivals[unit] = slot.memory, slot.read(unit)
-                elif tier == "ram" and tier in tiers:
-                    self._host_buffers[unit], arrivals[unit] = waiting.host_buffer(unit)
-                    stack.callback(self._host_buffers[unit].unpin)
-            sizes = [self._travelling[unit].nbytes for unit in arrivals]
-            for (unit, arrival), done in zip(arrivals.items(), accumulate(sizes), strict=True):
-                self._wait(arrival, unit)
-                progress(LoadProgress("loading the weights", done, sum(sizes)))
 
     def _units_in(self, tier: Tier) -> list[int]:
         return [unit for unit, own in enumerate(self._tiers) if own == tier]

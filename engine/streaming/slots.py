@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 
 from engine.streaming.coded import CODED_STAGING
+from engine.streaming.link import Link, Slot
 from engine.weights.layout import LayerUnits
 
 
@@ -58,6 +59,26 @@ def ring_slots(
         ahead = Counter(number % num_parts for number in range(slots - 1))
         counts |= Counter({place: 1 + ahead[place] for place in range(num_parts)})
     return {place: SlotKind(counts[place], nbytes) for place, nbytes in sizes.items()}
+
+
+def allocate_slots(
+    link: Link,
+    unit_bytes: Sequence[int],
+    layers: Sequence[LayerUnits],
+    streamed: Sequence[int],
+    slots: int,
+) -> dict[int, list[Slot]]:
+    """Return the slots of a ring by place, as `ring_slots` has them, but no more than units.
+
+    Raises `ModelError` where the device has too little memory.
+    """
+    places = unit_places(layers, len(unit_bytes))
+    needed = Counter(places[unit] for unit in streamed)
+    kinds = ring_slots(unit_bytes, layers, set(streamed), slots)
+    return {
+        place: [link.slot(kind.nbytes) for _ in range(min(kind.count, needed[place]))]
+        for place, kind in kinds.items()
+    }
 
 
 def ring_bytes(

@@ -116,11 +116,13 @@ class MemorySection(Section):
     """The key `memory`: the most bytes that the engine may use, each `auto` by default.
 
     `device` limits device memory, `ram` host memory, and `cache` the disk space of packed weights.
+    `replan` says whether weights move while the model is loaded, as memory gets short or free.
     """
 
     device: Auto[Bytes] = None
     ram: Auto[Bytes] = None
     cache: Auto[Bytes] = None
+    replan: bool = True
 
 
 class StreamSection(Section):

@@ -23,9 +23,9 @@ NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
 LITERAL = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"  # an IPv6 address, optionally with a zone
 AUTHORITY = re.compile(rf"({LITERAL}|{NAME})(?::[0-9]*)?")
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s,/]*)")
-# These routes unload models that other clients use. The only web pages that may use them are
+# These routes change models that other clients use. The only web pages that may use them are
 # pages of this server.
-CONTROL = re.compile(r"(?:/v1)?/models/.+/(?:load|unload)")
+CONTROL = re.compile(r"(?:/v1)?/models/.+/(?:load|unload|limits)")
 MAX_QUOTED = 80  # characters of a refused header that its error quotes
 KEYS_DISABLE_THIS = "Requests are not checked in this way when API keys are set."
 
@@ -202,8 +202,8 @@ def _foreign_origin(origin: str) -> ApiError:
 
 def _not_own_page(origin: str) -> ApiError:
     return ApiError(
-        f"Pages of the origin {_quote(origin)} may not load or unload models: only pages of this "
-        "server may, and programs that are no web pages. cors_origins does not change this.",
+        f"Pages of the origin {_quote(origin)} may not load, unload or limit models: only pages of "
+        "this server may, and programs that are no web pages. cors_origins does not change this.",
         code="origin_not_allowed",
         status=403,
     )

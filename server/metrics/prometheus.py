@@ -4,6 +4,9 @@ The values of labels are limited in number: models come from the registry, sourc
 drafting methods, and outcomes are finish reasons or error codes.
 """
 
+from collections.abc import Sequence
+from typing import get_args
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -16,9 +19,11 @@ from prometheus_client import (
 )
 
 from engine.messages import Audited, PassStats, StateStats, WeightsChecked
+from engine.moves import Reason, Replanned
+from engine.spec import Tier
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
-from server.schemas.status import RecurrentStates, ServerStatus
+from server.schemas.status import ModelStatus, RecurrentStates, ServerStatus
 from server.version import version
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -42,9 +47,9 @@ class Metrics:
             version(if_not_installed="unknown")
         ).set(1)
         self.requests = _Requests(self._registry)
-        states = _States(self._registry)
-        self.engines = _Engines(self._registry, states)
-        self.gauges = _Gauges(self._registry, states)
+        states, places = _States(self._registry), _Places(self._registry)
+        self.engines = _Engines(self._registry, states, places)
+        self.gauges = _Gauges(self._registry, states, places)
 
     def text(self) -> bytes:
         """Return all series in Prometheus' text format (`CONTENT_TYPE`)."""
@@ -163,11 +168,45 @@ class _States:
         self._bytes.labels(model).set(states["bytes_used"])
 
 
+class _Places:
+    """The series of the places where weights are kept."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._replans = _counter(
+            registry,
+            "replans",
+            "Moves of weights between passes: the memory of the device or the RAM was short, or "
+            "there was more again (freed)",
+            "model",
+            "reason",
+        )
+        self._bytes = _gauge(
+            registry, "weight_bytes", "Bytes of weights by where they are kept", "model", "tier"
+        )
+
+    def begin(self, model: str) -> None:
+        """Make the moves of a loaded model appear as 0 instead of missing."""
+        for reason in get_args(Reason):
+            self._replans.labels(model, reason)
+
+    def count(self, model: str, moved: Replanned) -> None:
+        """Count that units of weights have moved."""
+        self._replans.labels(model, moved.reason).inc()
+
+    def set(self, models: Sequence[ModelStatus]) -> None:
+        """Set the gauge to the present bytes of the model in memory."""
+        self._bytes.clear()
+        for model in models:
+            if "tier_bytes" in model:
+                for tier in get_args(Tier):
+                    self._bytes.labels(model["id"], tier).set(model["tier_bytes"].get(tier, 0))
+
+
 class _Engines:
     """The series of engine processes: passes, drafts, audits and restarts."""
 
-    def __init__(self, registry: CollectorRegistry, states: _States) -> None:
-        self._states = states
+    def __init__(self, registry: CollectorRegistry, states: _States, places: _Places) -> None:
+        self._states, self._places = states, places
         self._passes = _histogram(
             registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
@@ -233,6 +272,7 @@ class _Engines:
             series.labels(model)
         for repaired in ("yes", "no"):
             self._damaged.labels(model, repaired)
+        self._places.begin(model)
 
     def count_pass(self, model: str, stats: PassStats) -> None:
         """Count a pass that has ended."""
@@ -265,6 +305,10 @@ class _Engines:
         self._damaged.labels(model, "yes").inc(checked.repaired)
         self._damaged.labels(model, "no").inc(checked.unrepaired)
 
+    def count_replan(self, model: str, moved: Replanned) -> None:
+        """Count that units of weights have moved."""
+        self._places.count(model, moved)
+
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""
         self._restarts.labels(model).inc()
@@ -277,8 +321,8 @@ class _Engines:
 class _Gauges:
     """The series that are set anew for each scrape."""
 
-    def __init__(self, registry: CollectorRegistry, states: _States) -> None:
-        self._states = states
+    def __init__(self, registry: CollectorRegistry, states: _States, places: _Places) -> None:
+        self._states, self._places = states, places
         self._model_loaded = _gauge(registry, "model_loaded", "1 if the model is loaded", "model")
         self._waiting = _gauge(registry, "requests_waiting", "Requests waiting for their model")
         self._sequences = _gauge(
@@ -306,6 +350,7 @@ class _Gauges:
         """Set all gauges to the present figures."""
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
+        self._places.set(status["models"])
         self._waiting.set(status["queue"]["waiting_for_model"])
         self._sequences.set(status["queue"]["waiting_for_pass"])
         own = (self._running, self._speed, self._limit, self._bits, self._pages, self._used)

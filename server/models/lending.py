@@ -15,9 +15,10 @@ from typing import Protocol
 
 from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
+from engine.moves import LimitMemory, Replanned
 from engine.parsing.selection import format_names, formats_of
+from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
-from engine.process.engine_process import EngineCallbacks
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
@@ -179,6 +180,17 @@ class Models:
             return
         await asyncio.wait([self._begin_unload(current, grace, "as asked")])
 
+    def limit(self, entry: ModelEntry, limits: LimitMemory) -> None:
+        """Limit the memory of a model until it is unloaded; its weights move before the next pass.
+
+        Raises `ApiError` 409 if the model is not in memory.
+        """
+        current = self._current
+        if current is None or current.entry.id != entry.id or not current.usable:
+            message = f"The model {entry.id!r} is not in memory: load it first."
+            raise ApiError(message, code="model_not_loaded", status=409)
+        current.engine.limit_memory(limits)
+
     def drain(self) -> None:
         """Refuse new and waiting requests and cancel a load; running requests may finish."""
         self._closed = True
@@ -299,6 +311,11 @@ class Models:
             self._step = None
             statistics.restarted()
 
+        def replanned(moved: Replanned) -> None:
+            statistics.replanned(moved)
+            if self._current is not None and self._current.engine is engine:
+                self._current.note_move(moved)
+
         engine = self._engine_factory(
             entry.spec,
             max_queue=self._settings.max_queue,
@@ -307,6 +324,7 @@ class Models:
                 statistics.passed,
                 statistics.audited,
                 statistics.checked,
+                replanned,
                 restarted,
                 statistics.resumed,
             ),

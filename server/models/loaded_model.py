@@ -1,9 +1,10 @@
 """A model whose engine was started, which requests borrow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from engine.messages import ModelInfo
+from engine.moves import Replanned
 from engine.parsing.selection import FALLBACK, Formats, known_formats
 from engine.process.client import EngineClient
 from server.config.model_file import SamplingSection
@@ -40,6 +41,12 @@ class LoadedModel:
     def give_back(self) -> None:
         """Count one request less that holds the model."""
         self.num_borrowers -= 1
+
+    def note_move(self, moved: Replanned) -> None:
+        """Note where units of weights are, after some have moved."""
+        self.info = replace(
+            self.info, plan=moved.plan, tiers=moved.tiers, tier_bytes=moved.tier_bytes
+        )
 
     async def restart(self, timeout: float) -> None:
         """Wait until the restarting engine is ready again.

@@ -7,6 +7,7 @@ weights are copied to the device during a pass.
 import logging
 
 from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
+from engine.moves import Replanned
 from server.metrics.passes import PassHistory, Sums
 from server.metrics.prometheus import Metrics
 
@@ -62,6 +63,10 @@ class EngineStatistics:
             log.warning("%s: %d damaged units packed again", self._model, checked.repaired)
         if checked.unrepaired:
             log.error("%s: damaged units that cannot be packed again", self._model)
+
+    def replanned(self, moved: Replanned) -> None:
+        """Count that units of weights have moved; the engine has logged it."""
+        self._metrics.count_replan(self._model, moved)
 
     def restarted(self) -> None:
         """Count a restart of the engine's process, which died."""

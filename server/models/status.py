@@ -62,6 +62,7 @@ def _model_status(entry: ModelEntry, models: Models, *, is_default: bool) -> Mod
         info = current.info
         status["context"] = info.context_length
         status["tiers"] = dict(info.tiers)
+        status["tier_bytes"] = dict(info.tier_bytes)
         status["draft"] = info.draft_method
         status["plan"] = info.plan
         if state == "loaded" and (left := models.idle_seconds_left) is not None:

@@ -6,6 +6,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
 from server.schemas.fields import Body
+from server.schemas.plans import Size
 
 LONGEST_GRACE_S = 86_400
 
@@ -34,6 +35,7 @@ class ModelStatus(TypedDict):
     error: NotRequired[str]  # why the latest load failed
     context: NotRequired[int]  # tokens
     tiers: NotRequired[dict[str, int]]  # the number of units of weights in each tier
+    tier_bytes: NotRequired[dict[str, int]]  # their bytes
     draft: NotRequired[str]  # the drafting method
     plan: NotRequired[str]  # where the weights are, as text
     unloads_in: NotRequired[float]  # seconds, if no request comes (`idle_unload`)
@@ -109,6 +111,13 @@ class ServerStatus(TypedDict):
     models: list[ModelStatus]
     queue: QueueStatus
     engine: EngineStatus | None  # null: no model is loaded
+
+
+class LimitsRequest(Body):
+    """Limits of memory for a model that is in memory. null: the limit of the model's file alone."""
+
+    device: Size | None = None  # as `memory.device`
+    ram: Size | None = None  # as `memory.ram`
 
 
 class UnloadRequest(Body):

@@ -25,6 +25,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
+from engine.moves import LimitMemory, Replanned
 from engine.process.worker import OnPassProgress, OnPrompt, serve
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.recheck import Rechecks
@@ -113,6 +114,36 @@ class FakeAudits:
         return Audited(len(self._waiting.pop().prompt), 1)
 
 
+class FakeResidence:
+    """A fake of weights that move, with the interface `engine.process.worker.Residence`.
+
+    All units move to the disk under any limit of the device, and back without one.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: LimitMemory | None = None
+        self._is_away = False
+        self._report: Replanned | None = None
+
+    def seconds_until_due(self) -> float | None:
+        return None if self._wanted is None else 0.0
+
+    def limit(self, limits: LimitMemory) -> None:
+        self._wanted = limits
+
+    def run(self) -> None:
+        wanted, self._wanted = self._wanted, None
+        if wanted is None or (wanted.device is not None) == self._is_away:
+            return
+        self._is_away = not self._is_away
+        tier, reason = ("disk", "device") if self._is_away else ("resident", "freed")
+        self._report = Replanned(reason, f"all on {tier}", ((tier, 3),), ((tier, 300),))  # type: ignore[arg-type]  # mypy joins the pairs to str
+
+    def take_report(self) -> Replanned | None:
+        report, self._report = self._report, None
+        return report
+
+
 class FakeEngine:
     """A fake engine with the interface `engine.process.worker.StepEngine`."""
 
@@ -133,6 +164,7 @@ class FakeEngine:
         )
         self.auditor = FakeAudits()
         self.rechecks = Rechecks(None, [], 0)
+        self.residence = FakeResidence()
         self.last_pass: PassStats | None = None
         self._on_pass_progress = on_pass_progress
         self._on_prompt = on_prompt

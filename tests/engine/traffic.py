@@ -17,10 +17,11 @@ from engine.planning.plan import Plan, make_plan
 from engine.runtime.engine import Engine
 from engine.sampling.large_vocabularies.blocks import Matrix
 from engine.sequences.sequence import TokenSequence
-from engine.spec import DraftSpec
+from engine.spec import DraftSpec, StreamSpec
 from tests.engine.books import check_books, check_idle
 from tests.engine.grammars import lark
 from tests.engine.hybrids import HYBRIDS
+from tests.engine.limits import limit, with_plenty
 from tests.engine.models import (
     VOCAB,
     Answer,
@@ -59,6 +60,8 @@ class Scene:
     ahead: float  # chance of a further draft step while the engine waits for a unit
     bounds: Bounds
     dtype: torch.dtype = torch.float32  # of the target's weights
+    resident: int = 0  # layers that were loaded to the device
+    move: float = 0.0  # chance of other limits of memory before a step
 
 
 def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
@@ -85,6 +88,8 @@ def scene(chance: random.Random, families: Sequence[str] = FAMILIES) -> Scene:
             branch=chance.choice([1, 3, 6]),
             budget=chance.choice([1, 8, 24, 24, 40, 40, 60]),
         ),
+        resident=chance.choice([0, 1, 2, 3]),
+        move=chance.choice([0.0, 0.1, 0.4]),
     )
 
 
@@ -242,7 +247,9 @@ def open_engine(what: Scene, want: Answers, chance: random.Random) -> Engine:
             draft_spec(what),
             max_sequences=what.max_sequences,
             prefix_cache=what.prefix_cache,
+            stream=StreamSpec(tier="ram", slots=2, resident=what.resident),
         )
+    with_plenty(made)
     drafting = made._drafting
     if what.drafter == "guesses":
         drafting._lookups = [Guesses(want, chance)]
@@ -276,6 +283,7 @@ class Traffic:
     failed: set[str] = field(default_factory=set)
     passes: int = 0
     ahead: int = 0  # draft steps during passes
+    moves: int = 0  # of units of weights
 
     def run(self) -> None:
         """Serve all requests, and check every step. Raise AssertionError if a check fails."""
@@ -287,6 +295,9 @@ class Traffic:
                 self._check_answers()
                 check_idle(self.engine)
                 return
+            if self.chance.random() < self.what.move:
+                shares = self.chance.choices([0.0, 0.3, 0.6, 1.0], k=2)
+                self.moves += limit(self.engine, *shares)
             with self._random_failures():
                 events = self.engine.step()
             self.passes += 1

@@ -27,10 +27,12 @@ from engine.messages import (
     TokenLogprob,
     Tokens,
 )
+from engine.moves import LimitMemory
 from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.admission import check_request
+from engine.process.callbacks import EngineCallbacks
 from engine.process.client import NOTHING, EngineClient
-from engine.process.engine_process import EngineCallbacks, State
+from engine.process.engine_process import State
 from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
 from engine.text.detokenize import Detokenizer, TokenBytes
@@ -161,6 +163,8 @@ class FakeEngine:
         self.on_pass = callbacks.on_pass
         self.on_audit = callbacks.on_audit
         self.on_check = callbacks.on_check
+        self.on_replan = callbacks.on_replan
+        self.limits: LimitMemory | None = None
         self.on_restart = callbacks.on_restart
         self.on_resume = callbacks.on_resume
         self.spec = spec
@@ -206,6 +210,7 @@ class FakeEngine:
             tokenizer_path=self.script.tokenizer_path,
             plan="no model at all",
             tiers=(("ram", 5), ("resident", 3)),
+            tier_bytes=(("ram", 500), ("resident", 300)),
             num_pages=100,
             num_states=self.script.num_states,
             link_gbps=12.5,
@@ -222,6 +227,9 @@ class FakeEngine:
             raise EngineDied(self.refusal, "engine_closed")
         assert self.info is not None
         return self.info
+
+    def limit_memory(self, limits: LimitMemory) -> None:
+        self.limits = limits
 
     def drain(self, reason: str) -> None:
         self.refusal = reason

@@ -70,7 +70,8 @@ def all_buckets(num_slots: int) -> list[Bucket]:
 class PaddedStep:
     """A step of the draft model whose inputs have fixed shapes and addresses."""
 
-    def __init__(self, decoder: Decoder, pool: PagePool, bucket: Bucket) -> None:
+    def __init__(self, decoder: Decoder, pool: PagePool, bucket: Bucket, slot: int = 0) -> None:
+        """Take a slot of the pool that holds nothing, which runs before `fill` write."""
         rows, kv = bucket.rows, bucket.kv
         device = decoder.device
         self._decoder = decoder
@@ -79,7 +80,7 @@ class PaddedStep:
             torch.zeros(rows, own.shape[1], dtype=own.dtype, device=device)
             for own in decoder.embed([0])
         ]
-        self._slots = torch.zeros(kv + rows, dtype=torch.int64, device=device)
+        self._slots = torch.full((kv + rows,), slot, dtype=torch.int64, device=device)
         self._positions = torch.zeros(kv + rows, dtype=torch.int64, device=device)
         # At load a row that sees nothing would give NaN.
         self._mask = torch.ones(rows, kv + rows, dtype=torch.bool, device=device)
@@ -162,16 +163,18 @@ class GraphedSteps:
         self._capture = capture
         self._graphs: dict[Bucket, tuple[PaddedStep, Work]] = {}
 
-    def capture_all(self, progress: ReportProgress) -> int:
+    def capture_all(self, progress: ReportProgress, slot: int = 0) -> int:
         """Capture the graphs of all buckets, and return their number.
 
-        The pool must hold nothing yet, because a captured step writes to its first slot. Buckets
-        that cannot be captured are logged, and their steps run plainly.
+        Buckets that cannot be captured are logged, and their steps run plainly.
+
+        Args:
+            slot: of the pool, which holds nothing: a captured step writes to it.
         """
         buckets = all_buckets(self._pool.num_pages * PAGE)
         for number, bucket in enumerate(buckets, 1):
             try:
-                step = PaddedStep(self._decoder, self._pool, bucket)
+                step = PaddedStep(self._decoder, self._pool, bucket, slot)
                 self._graphs[bucket] = step, self._capture(step.run)
             except RuntimeError as error:
                 log.warning("draft steps of %s run without a CUDA graph: %s", bucket, error)
@@ -200,7 +203,11 @@ class GraphedSteps:
 
 
 def graphed_steps(
-    decoder: Decoder, pool: PagePool, capture: Capture | None, progress: ReportProgress
+    decoder: Decoder,
+    pool: PagePool,
+    capture: Capture | None,
+    progress: ReportProgress,
+    slot: int = 0,
 ) -> GraphedSteps | None:
     """Return captured graphs for the draft steps of this decoder, or None if it cannot have any.
 
@@ -209,16 +216,17 @@ def graphed_steps(
     updates of other sizes in each step.
 
     Args:
-        pool: the draft's KV cache, which holds nothing yet.
+        pool: the draft's KV cache.
         capture: records steps as graphs; None where the device has none.
         progress: called after each graph.
+        slot: of the pool, which holds nothing.
     """
     if capture is None or decoder.strict or decoder.original_length is not None:
         return None
     if decoder.has_recurrent_layers:
         return None
     steps = GraphedSteps(decoder, pool, capture)
-    return steps if steps.capture_all(progress) else None
+    return steps if steps.capture_all(progress, slot) else None
 
 
 def _kv_size(slots: int) -> int:

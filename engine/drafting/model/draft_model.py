@@ -19,6 +19,7 @@ from engine.drafting.model.children import Children
 from engine.drafting.model.cuda_graphs import GraphedSteps
 from engine.drafting.model.draft_cache import DraftCache, Scratch
 from engine.drafting.model.pending import MOST_AS_NODES, pending_slots, run_long
+from engine.drafting.model.shared_layers import SharedLayers
 from engine.drafting.model.substitutes import WeightCopies
 from engine.drafting.tree import Bounds
 from engine.kv.page_pool import PAGE
@@ -72,6 +73,7 @@ class DraftModel:
         *,
         at_once: bool = False,
         copies: WeightCopies | None = None,
+        shared: SharedLayers | None = None,
     ) -> None:
         """Take a model whose weights are on the device.
 
@@ -83,6 +85,7 @@ class DraftModel:
             at_once: whether the host waits for a step only once, when it reads the children.
             copies: the 4-bit copies of the target's weights that the model consists of; None: it
                 does not, or no decoder knows their order.
+            shared: the layers that may be the target's own; None: there are none.
         """
         self.name = name
         self.decoder = decoder
@@ -91,9 +94,34 @@ class DraftModel:
         self.vocab_size = vocab_size
         self.graphs = graphs
         self.copies = copies
+        self.is_usable = True  # whether all layers have weights
+        self._shared = shared
         self._children = Children(name, bounds.branch, at_once)
         self._scratch: dict[TokenSequence, Scratch] = {}
         self.unfinished: DraftStep | None = None  # begun and not finished
+
+    def shares(self, numbers: Sequence[int]) -> bool:
+        """Return whether some of these layers may be the target's own."""
+        return self._shared is not None and bool(self._shared.numbers.intersection(numbers))
+
+    def detach(self, numbers: Sequence[int]) -> None:
+        """Drop the weights of layers that are shared with the target, whose units will move.
+
+        No step may be unfinished. `attach` has to follow.
+        """
+        if self._shared is not None:
+            self.graphs = None  # they have read the weights where these were
+            self._shared.detach(numbers)
+
+    def attach(self) -> None:
+        """Take the weights of detached layers from the target again, or their substitutes.
+
+        Raises `ModelError` if weights that travel coded could not be decoded without them.
+        """
+        if self._shared is not None and self._shared.numbers:
+            self.is_usable = self._shared.attach()
+            if self.graphs is None:
+                self.graphs = self._shared.capture() if self.is_usable else None
 
     @property
     def num_shared_pages(self) -> int:

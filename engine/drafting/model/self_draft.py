@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -33,6 +34,7 @@ from engine.drafting.model.importance import (
     importance_layouts,
     measure_importance,
 )
+from engine.drafting.model.shared_layers import SharedLayers
 from engine.drafting.model.substitutes import (
     SubstituteUnits,
     WeightCopies,
@@ -86,24 +88,37 @@ class SelfDraft:
             if shares and all(map(stream.is_resident, units))
         ]
         parts = _Parts(context, target, shared)
-        copies = None
+        substitutes, copies = None, None
         if parts.is_shared:
             decoder, _ = parts.decoder(None)
         else:
-            decoder, copies = parts.substituted_decoder()
+            decoder, substitutes, copies = parts.substituted_decoder()
         operations = choose_operations(decoder.device, context.dtype)
         fuse(decoder, target.cache, operations)
-        caches, capture = SharedCache(target.cache, _nodes(target)), context.device.capture()
-        graphs = graphed_steps(decoder, target.cache.pool, capture, context.progress)
+        pool, capture = target.cache.pool, context.device.capture()
+        make_graphs = partial(graphed_steps, decoder, pool, capture, context.progress)
+        shared_layers = SharedLayers(
+            decoder,
+            parts.shareable if shares else frozenset(),
+            layers,
+            stream,
+            substitutes,
+            parts.make_layers,
+            target.cache,
+            operations,
+            make_graphs,
+            copies,
+        )
         return DraftModel(
             context.method,
             decoder,
-            caches,
+            SharedCache(target.cache, _nodes(target)),
             context.bounds,
             context.vocab_size,
-            graphs,
+            make_graphs(0),
             at_once=context.device.is_asynchronous,
             copies=copies,
+            shared=shared_layers,
         )
 
 
@@ -128,6 +143,18 @@ class _Parts:
     def is_shared(self) -> bool:
         """Whether the draft consists of the target's own units alone."""
         return len(self._shared) == len(self._modules)
+
+    @property
+    def shareable(self) -> frozenset[int]:
+        """The layers that may be shared: those without experts."""
+        layers = enumerate(self._modules[:-1])
+        return frozenset(number for number, own in layers if not find_experts([own]).stacks)
+
+    def make_layers(self) -> list[nn.Module]:
+        """Return new layers of the draft without weights."""
+        tensors, device = self._target.tensors, self._context.device.torch_device
+        decoder = Decoder(self._model(), BoundWeights(), tensors, device=device, strict=False)
+        return [layer.inner for layer in decoder.layers]
 
     def decoder(self, substitutes: UnitReader | None) -> tuple[Decoder, list[nn.Module]]:
         """Return a decoder of the shared units and, for all others, of `substitutes`.
@@ -158,10 +185,11 @@ class _Parts:
         tensors = self._target.tensors
         return Decoder(model, BoundWeights(), tensors, device=device, strict=False), modules
 
-    def substituted_decoder(self) -> tuple[Decoder, WeightCopies | None]:
+    def substituted_decoder(self) -> tuple[Decoder, PackedUnits, WeightCopies | None]:
         """Return a decoder with substitutes. They are made first if the cache has none.
 
-        Return the 4-bit copies in it too, if weights are to be coded and can be by them.
+        Return all substitutes, which are open as long as the process runs, and the 4-bit copies in
+        the decoder, if weights are to be coded and can be by them.
         """
         context = self._context
         kernel = self._kernel()
@@ -178,17 +206,14 @@ class _Parts:
                 context.spec.memory.cache,
                 lambda step: context.progress(replace(step, what="making the substitutes")),
             )
-            closing_units = stack.enter_context(ExitStack())
-            closing_units.callback(units.close)
             _free_unused()  # the memory that quantizing took on a first start: loading needs it
             decoder, modules = self.decoder(units)
             own = {i: part for i, part in enumerate(modules) if i not in self._shared}
             copies = None
             if self._target.is_coded and (by_layer := find_copies(own)) is not None:
                 copies = WeightCopies(units, by_layer)
-                closing_units.pop_all()  # weights are coded by them, also when one is damaged
         give_back_freed()  # packing leaves holes of its own sizes, which serving would not reuse
-        return decoder, copies
+        return decoder, units, copies
 
     def _importance(self, kernel: Kernel) -> PackedUnits | None:
         """Return the importance of the input channels, from the cache or measured now.

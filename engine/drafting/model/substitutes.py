@@ -116,22 +116,24 @@ class WeightCopies:
     Args:
         packed: all of them as the cache has them, one unit for each layer, and one for the head.
         by_layer: those of layers that are not resident, where the draft keeps them, by the number
-            of the layer and the name of the weight; the head follows the layers.
+            of the layer and the name of the weight; the head follows the layers. It changes
+            when units move.
     """
 
     packed: PackedUnits
-    by_layer: Mapping[int, Mapping[str, Substitute]]
+    by_layer: dict[int, Mapping[str, Substitute]]
 
 
-def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, dict[str, Substitute]] | None:
+def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, Mapping[str, Substitute]] | None:
     """Return the 4-bit copies in the modules of layers, by the names of the weights.
 
     Those of experts are left out: their weights are coded without them. Return None if one of the
     others is kept in an order that no decoder knows.
     """
-    found: dict[int, dict[str, Substitute]] = {}
+    found: dict[int, Mapping[str, Substitute]] = {}
     for layer, module in modules.items():
-        found[layer] = {}
+        copies: dict[str, Substitute] = {}
+        found[layer] = copies
         experts = [own for own in module.modules() if isinstance(own, ExpertLayers)]
         of_experts = {part for own in experts for part in own.modules()}
         for path, part in module.named_modules():
@@ -144,7 +146,7 @@ def find_copies(modules: Mapping[int, nn.Module]) -> dict[int, dict[str, Substit
                 copy = weight_copy(part)
                 if copy is None:
                     return None
-                found[layer][weight_name(path)] = copy
+                copies[weight_name(path)] = copy
     return found
 
 

@@ -1,4 +1,4 @@
-"""The routes of /v1/models: the OpenAI API lists models, and two more load and unload one."""
+"""The routes of /v1/models: the OpenAI API lists models; others load, unload and limit one."""
 
 from collections.abc import AsyncGenerator
 from typing import Annotated, cast
@@ -6,16 +6,18 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from engine.moves import LimitMemory
 from server.chat.received import Received
 from server.config.registry import ModelEntry
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.respond import pace_of
+from server.http.sizes import size_of
 from server.http.state import state_of
 from server.http.stream import whole_answer
 from server.models.loaded_model import LoadedModel
 from server.schemas.answers import Capability, Model, ModelList, SamplingDefaults
-from server.schemas.status import UnloadRequest
+from server.schemas.status import LimitsRequest, UnloadRequest
 
 api = Api()
 
@@ -34,8 +36,8 @@ async def list_models(request: Request) -> ModelList:
     return {"object": "list", "data": [_describe(entry, loaded) for entry in ordered.values()]}
 
 
-# These two are before GET, whose ids may contain slashes: the first route that has a path names its
-# methods in the answer to another method.
+# These three are before GET, whose ids may contain slashes: the first route that has a path names
+# its methods in the answer to another method.
 @api.post("/models/{model_id:path}/load", None, Model)
 async def load_model(request: Request, model_id: str) -> Response:
     """Load a model in its turn, as a request for it would, and answer when it is loaded."""
@@ -62,6 +64,20 @@ async def unload_model(
     state = state_of(request)
     entry, grace = state.registry.named(model_id), received.body.grace
     await state.models.unload(entry, state.settings.shutdown_timeout if grace is None else grace)
+    return JSONResponse(_describe(entry, state.models.ready))
+
+
+@api.post("/models/{model_id:path}/limits", LimitsRequest, Model)
+async def limit_model(
+    request: Request,
+    model_id: str,
+    received: Annotated[Received[LimitsRequest], Depends(body_of(LimitsRequest))],
+) -> Response:
+    """Limit the memory of the model that is loaded, whose weights move after the running pass."""
+    state, body = state_of(request), received.body
+    entry = state.registry.named(model_id)
+    limits = LimitMemory(size_of("device", body.device), size_of("ram", body.ram))
+    state.models.limit(entry, limits)
     return JSONResponse(_describe(entry, state.models.ready))
 
 

@@ -7,15 +7,15 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 
 from server.chat.received import Received
-from server.config.files import parse_size
 from server.errors import ApiError
 from server.http.api import Api
 from server.http.body import body_of
 from server.http.respond import pace_of
+from server.http.sizes import size_of
 from server.http.state import state_of
 from server.http.stream import whole_answer
 from server.models.plan_worker import Machine
-from server.schemas.plans import MAX_SIZE, MIN_SIZE, Plan, PlanRequest
+from server.schemas.plans import Plan, PlanRequest
 
 api = Api()
 
@@ -31,8 +31,8 @@ async def plan_model(
         message = "'device_gbps' is of another card: give its 'device_memory' too."
         raise ApiError(message, code="invalid_value", param="device_gbps")
     machine = Machine(
-        _size("device_memory", body.device_memory),
-        _size("ram", body.ram),
+        size_of("device_memory", body.device_memory),
+        size_of("ram", body.ram),
         body.link_gbps,
         body.disk_gbps,
         body.device_gbps,
@@ -43,22 +43,6 @@ async def plan_model(
         yield await state.planner.plan(entry, machine)
 
     return await whole_answer(request, plans(), _json_response, pace_of(request))
-
-
-def _size(field: str, value: int | str | None) -> int | None:
-    """Return the bytes of a field. Raises `ApiError` 400 for text that is no size."""
-    if not isinstance(value, str):
-        return value
-    try:
-        size = int(str(parse_size(value)))
-    except ValueError as error:
-        raise ApiError(
-            f"Invalid value for '{field}': {error}.", code="invalid_value", param=field
-        ) from error
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        message = f"Invalid value for '{field}': it must be at least 1 MiB, and at most 1 PiB."
-        raise ApiError(message, code="invalid_value", param=field)
-    return size
 
 
 def _json_response(made: list[str]) -> Response:

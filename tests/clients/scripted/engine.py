@@ -35,7 +35,7 @@ from engine.text.stop import StopRules
 from tests.clients.scripted.choose import answer
 from tests.clients.scripted.formats import FORMATS
 from tests.clients.scripted.script import Script
-from tests.engine.fake_engine import FakeAudits
+from tests.engine.fake_engine import FakeAudits, FakeResidence
 
 CONTEXT_LENGTH = 262_144
 POLL_S = 0.01
@@ -117,6 +117,7 @@ class ScriptedEngine:
         self._lock = threading.Lock()
         self.auditor = FakeAudits()  # nothing is ever offered to it
         self.rechecks = Rechecks(None, [], 0)
+        self.residence = FakeResidence()
         self.last_pass: PassStats | None = None
         self.info = ModelInfo(
             model_id=spec.id,

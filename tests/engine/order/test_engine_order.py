@@ -56,6 +56,7 @@ SCENE = Scene(
     ahead=0.6,
     bounds=Bounds(depth=3, width=3, branch=3, budget=12),
 )
+MOVING: dict[str, Any] = {"resident": 2, "move": 0.6}  # so weights move between passes
 CODED: dict[str, Any] = {"dtype": torch.bfloat16}  # so weights travel in a lossless code
 # Changes to the scene, the seed, and what happens there. The look-ups ngram, recycling and
 # prediction add to the trees of all of them.
@@ -75,8 +76,13 @@ SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
     ({"drafter": "merged", "max_sequences": 2, **CODED}, 6, {"ahead", "replay", "decoded"}),
     ({"drafter": "ngram", **CODED}, 1, {"_pause", "decoded"}),
     ({"drafter": "guesses", **CODED}, 1, {"decoded"}),
+    # Weights that move, and with them layers that the draft shares.
+    ({"drafter": "subspec", **MOVING}, 1, {"ahead", "replay", "moves"}),
 )
 SLOW_SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
+    ({"drafter": "subspec", **MOVING, **CODED}, 1, {"ahead", "replay", "decoded", "moves"}),
+    ({"drafter": "merged", "part_bytes": 1, **MOVING}, 3, {"ahead", "replay", "moves"}),
+    ({"drafter": "subspec", "family": "qwen3_5_text", **MOVING}, 1, {"ahead", "moves"}),
     ({"drafter": "subspec", **CODED}, 1, {"_pause", "ahead", "replay", "decoded"}),
     ({"drafter": "specexec", "family": "mistral_window", **CODED}, 7, {"ahead", "decoded"}),
     ({"drafter": "subspec", "family": "qwen3_5_text", **CODED}, 1, {"ahead", "decoded"}),
@@ -120,7 +126,7 @@ def test_no_traffic_has_unordered_accesses(
         close_all()
     cuda.checker.check()
     happened |= Counter(ahead=traffic.ahead, left=len(traffic.left), replay=cuda.num_replayed)
-    happened["decoded"] = cuda.num_decoded
+    happened["decoded"], happened["moves"] = cuda.num_decoded, traffic.moves
     assert {name for name in expected if not happened[name]} == set()
     assert cuda.checker.num_accesses > 1000
 

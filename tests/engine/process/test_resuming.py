@@ -14,8 +14,8 @@ import pytest
 from engine.errors import EngineDied, QueueFull, RequestError
 from engine.messages import Generate, SamplingParams, Tail, Tokens
 from engine.pass_trace import DraftedNodes, PassTrace
+from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
-from engine.process.engine_process import EngineCallbacks
 from engine.process.suspects import GOOD_TOKENS
 from engine.process.token_stream import MAX_UNREAD, EventQueue, RunningRequest
 from tests.engine.fake_engine import (

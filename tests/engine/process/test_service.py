@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from engine.errors import EngineDied, ModelError
 from engine.messages import Audited, PassStats, SamplingParams, WeightsChecked
+from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
-from engine.process.engine_process import EngineCallbacks
 from engine.spec import MemorySpec, StreamSpec
 from tests.demo_server import COMPILED
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, model_spec, prompt

@@ -28,9 +28,9 @@ from engine.messages import (
     Tokens,
 )
 from engine.process import engine_process, watchdog, worker
+from engine.process.callbacks import EngineCallbacks
 from engine.process.child import Child, explain_exit
 from engine.process.client import EngineClient
-from engine.process.engine_process import EngineCallbacks
 from engine.process.watchdog import Watchdog
 from engine.process.worker import EXIT_CRASHED
 from tests.engine import fake_engine

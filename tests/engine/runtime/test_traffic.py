@@ -1,4 +1,4 @@
-"""Tests with random requests, aborts and failures: answers are right and no page is lost.
+"""Tests with random requests, aborts, failures and moving weights: no answer or page is lost.
 
 `UNDERSTUDY_TRAFFIC_SEEDS=FIRST:LAST` runs other seeds than the usual few.
 """

@@ -6,7 +6,7 @@ replacement has to return the same. What differs stays as it is.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Event
@@ -22,7 +22,7 @@ from engine.kv.cache import KVCache
 from engine.kv.page_pool import PagePool
 from engine.kv.page_table import PageTable
 from engine.model.attention import Batch, LayerRule
-from engine.model.decoder import Decoder
+from engine.model.decoder import Decoder, StreamedLayer
 from engine.model.library import AttentionCall, recorded_attention, set_batch
 from engine.model.segment import Segment
 from engine.recurrent.states import SequenceState
@@ -44,7 +44,12 @@ _ACTIVATIONS = ("act_fn", "activation_fn")
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
-def fuse(decoder: Decoder, cache: KVCache, operations: Operations) -> None:
+def fuse(
+    decoder: Decoder,
+    cache: KVCache,
+    operations: Operations,
+    numbers: Collection[int] | None = None,
+) -> None:
     """Replace modules of a decoder, whose weights are on its device, by fused ones.
 
     A log line says which modules of layers stay as they are.
@@ -52,14 +57,19 @@ def fuse(decoder: Decoder, cache: KVCache, operations: Operations) -> None:
     Args:
         cache: the decoder's, of which some slots are used during the call.
         operations: what the fused modules consist of.
+        numbers: the layers; None: all, and what is outside of them. They were not fused before.
+
+    Raises `ModelError` if the cache has no free page.
     """
+    layers = [o for n, o in enumerate(decoder.layers) if numbers is None or n in numbers]
     with torch.no_grad(), _table(cache) as table:
         slots = cache.slots(table)[:_ROWS]
-        calls, attention = _run_library(decoder, cache.pool, slots, table.state)
+        calls, attention = _run_library(decoder, layers, cache.pool, slots, table.state)
         fuser = _Fuser(operations, calls, attention)
-        for layer in decoder.layers:
+        for layer in layers:
             layer.replace_inner(fuser.fuse_layer(layer.inner))
-        for name, module in [*decoder.decoder.named_children()]:
+        others = [*decoder.decoder.named_children()] if numbers is None else []
+        for name, module in others:
             if (rule := fuser.norm_rule(module)) is not None:
                 decoder.decoder.set_submodule(name, FusedNorm(operations, rule))
     if fuser.kept:
@@ -110,9 +120,17 @@ _Calls = dict[nn.Module, _Call]
 
 
 def _run_library(
-    decoder: Decoder, pool: PagePool, slots: Tensor, state: SequenceState | None
+    decoder: Decoder,
+    chosen: Sequence[StreamedLayer],
+    pool: PagePool,
+    slots: Tensor,
+    state: SequenceState | None,
 ) -> tuple[_Calls, dict[nn.Module, AttentionCall]]:
-    """Run some rows through a decoder; return the last call of each module, and of attention."""
+    """Run some rows through a decoder; return the last call of each module, and of attention.
+
+    Args:
+        chosen: the layers whose calls are recorded.
+    """
     far = getattr(text_config(decoder.model.config), "sliding_window", None) or _DISTANCE
     positions = [0, 1, 2, far - 1, far, far + 1, 2 * far, 2 * far + 2]  # of `_ROWS` tokens
     count = len(slots)
@@ -132,7 +150,7 @@ def _run_library(
         state=state,
     )
     batch = Batch(pool, (segment,), range(count), strict=False)
-    layers = [layer.inner for layer in decoder.layers]
+    layers = [layer.inner for layer in chosen]
     modules = [*decoder.decoder.children(), *(m for layer in layers for m in layer.modules())]
     with recorded_attention(layers) as attention, _recorded(modules) as calls:
         decoder.forward(tokens, positions, batch)
