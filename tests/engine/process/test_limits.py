@@ -5,7 +5,7 @@ import os
 import signal
 
 from engine.moves import LimitMemory, Replanned
-from engine.process.engine_process import EngineCallbacks
+from engine.process.callbacks import EngineCallbacks
 from tests.engine.process.conftest import MakeClient, answer, child_pid
 
 
