@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.kv_disk_stats import KVDiskStats
 from engine.pass_trace import PassTrace
 from engine.spec import Numerics
 
@@ -391,5 +392,6 @@ Outbound = (
     | PassStats
     | Audited
     | WeightsChecked
+    | KVDiskStats
     | LogLine
 )

@@ -60,6 +60,7 @@ class MemorySpec:
     device: int | None = None
     ram: int | None = None
     cache: int | None = None
+    kv_disk: int = 0  # of the disk, for idle KV of all models; 0: none is written
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.errors"),
     ("server*", "engine.files"),  # reading small files within bounds
     ("server*", "engine.messages"),
+    ("server*", "engine.kv_disk_stats"),
     ("server*", "engine.pass_trace"),
     ("server*", "engine.parsing*"),  # the parsers of answers
     ("server*", "engine.spec"),

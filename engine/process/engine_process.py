@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from engine.errors import EngineDied, EngineError, ModelError, PassFailed, RequestError
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import (
     Abort,
     Audited,
@@ -52,6 +53,7 @@ class EngineCallbacks:
     on_pass: Callable[[PassStats], None] = _ignore
     on_audit: Callable[[Audited], None] = _ignore
     on_check: Callable[[WeightsChecked], None] = _ignore
+    on_kv_disk: Callable[[KVDiskStats], None] = _ignore
     on_restart: Callable[[], None] = _ignore
     on_resume: Callable[[], None] = _ignore  # for each stream that goes on after a restart
 
@@ -279,6 +281,8 @@ class EngineProcess:
                 self._callbacks.on_audit(message)
             case WeightsChecked():
                 self._callbacks.on_check(message)
+            case KVDiskStats():
+                self._callbacks.on_kv_disk(message)
             case LoadProgress():
                 self._callbacks.progress(message)
             case Ready(info):

@@ -22,6 +22,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from engine.errors import ModelError, RequestError
+from engine.kv_disk_stats import KVDiskStats
 from engine.malloc import keep_freed_memory
 from engine.messages import (
     Abort,
@@ -69,6 +70,8 @@ class StepEngine(Protocol):
     def auditor(self) -> "Audits": ...
     @property
     def rechecks(self) -> "Rechecks": ...
+    @property
+    def saves(self) -> "Saves": ...
     def compile(self, request: Generate) -> "Constraint | None": ...
     def queue(self, request: Generate, constraint: "Constraint | None") -> None: ...
     def abort(self, request_id: str) -> None: ...
@@ -93,6 +96,14 @@ class Rechecks(Protocol):
     def preempt(self) -> None: ...
     def run(self) -> None: ...
     def take_report(self) -> WeightsChecked | None: ...
+
+
+class Saves(Protocol):
+    """The interface of writing idle KV, which `engine.kv.disk.saves.IdleSaves` has."""
+
+    def seconds_until_due(self) -> float | None: ...
+    def run(self) -> bool: ...
+    def take_report(self) -> KVDiskStats | None: ...
 
 
 OnPassProgress = Callable[[], None]  # called before the engine runs another part of a pass
@@ -289,11 +300,11 @@ class _Service:
                 audited = self._engine.auditor.run()
                 if audited is not None:
                     self._outbox.send(audited)
-            else:
+            elif not self._engine.saves.run():
                 self._engine.rechecks.run()
-            checked = self._engine.rechecks.take_report()
-            if checked is not None:
-                self._outbox.send(checked)
+            for report in (self._engine.rechecks.take_report(), self._engine.saves.take_report()):
+                if report is not None:
+                    self._outbox.send(report)
         self._engine.close()
 
     def fail_running(self, error: BaseException) -> None:
@@ -304,7 +315,8 @@ class _Service:
 
     def _take_messages(self) -> bool:
         """Handle messages that have arrived. Return False if one asks the process to end."""
-        seconds = self._engine.rechecks.seconds_until_due()
+        dues = self._engine.rechecks.seconds_until_due(), self._engine.saves.seconds_until_due()
+        seconds = min((due for due in dues if due is not None), default=None)
         if self._engine.has_work() or self._engine.auditor.has_pending:
             seconds = 0.0
         for message in self._inbox.take(seconds):

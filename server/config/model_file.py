@@ -35,6 +35,7 @@ Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[Size, Field(ge=2**20)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+DEFAULT_KV_DISK = 8 << 30  # bytes of idle KV on disk
 LONGEST_IDLE_S = 366 * 86_400
 
 
@@ -111,14 +112,16 @@ class DraftSection(Section):
 
 
 class MemorySection(Section):
-    """The key `memory`: the most bytes that the engine may use, each `auto` by default.
+    """The key `memory`: the most bytes that the engine may use, most of them `auto` by default.
 
-    `device` limits device memory, `ram` host memory, and `cache` the disk space of packed weights.
+    `device` limits device memory, `ram` host memory, `cache` the disk space of packed weights, and
+    `kv_disk` that of idle KV.
     """
 
     device: Auto[Bytes] = None
     ram: Auto[Bytes] = None
     cache: Auto[Bytes] = None
+    kv_disk: Annotated[Size, Field(ge=0)] = DEFAULT_KV_DISK
 
 
 class StreamSection(Section):

@@ -14,6 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import Audited, PassStats, StateStats, WeightsChecked
 from server.metrics.measurement import Measurement
 from server.metrics.usage import Totals
@@ -127,11 +128,51 @@ class _States:
         self._bytes.labels(model).set(states["bytes_used"])
 
 
+class _Disk:
+    """The series of idle KV on disk."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._bytes = _gauge(registry, "kv_disk_bytes", "Bytes of idle KV on disk, of all models")
+        self._hits = _counter(
+            registry, "kv_disk_hits", "Prompts that began with KV from the disk", "model"
+        )
+        self._tokens = _counter(
+            registry, "kv_disk_tokens_read", "Tokens whose KV was read from the disk", "model"
+        )
+        self._written = _counter(
+            registry, "kv_disk_written_bytes", "Bytes of idle KV that were written", "model"
+        )
+        self._dropped = _counter(
+            registry,
+            "kv_disk_dropped",
+            "Pages and states that were not written for want of room or time",
+            "model",
+        )
+        self._damaged = _counter(
+            registry, "kv_disk_damaged", "Files of idle KV that were damaged", "model"
+        )
+
+    def begin(self, model: str) -> None:
+        """Make the counters of a loaded model appear as 0 instead of missing."""
+        for series in (self._hits, self._tokens, self._written, self._dropped, self._damaged):
+            series.labels(model)
+
+    def count(self, model: str, stats: KVDiskStats) -> None:
+        """Count what was read and written since the last call."""
+        self._bytes.set(stats.nbytes)
+        self._hits.labels(model).inc(stats.hits)
+        self._tokens.labels(model).inc(stats.tokens)
+        self._written.labels(model).inc(stats.written)
+        self._dropped.labels(model).inc(stats.dropped)
+        self._damaged.labels(model).inc(stats.damaged)
+
+
 class _Engines:
     """The series of engine processes: passes, drafts, audits and restarts."""
 
     def __init__(self, registry: CollectorRegistry, states: _States) -> None:
         self._states = states
+        self._disk = _Disk(registry)
         self._passes = _histogram(
             registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
@@ -197,6 +238,7 @@ class _Engines:
             series.labels(model)
         for repaired in ("yes", "no"):
             self._damaged.labels(model, repaired)
+        self._disk.begin(model)
 
     def count_pass(self, model: str, stats: PassStats) -> None:
         """Count a pass that has ended."""
@@ -228,6 +270,10 @@ class _Engines:
         self._checked.labels(model).inc(checked.nbytes)
         self._damaged.labels(model, "yes").inc(checked.repaired)
         self._damaged.labels(model, "no").inc(checked.unrepaired)
+
+    def count_kv_disk(self, model: str, stats: KVDiskStats) -> None:
+        """Count what was read and written of the idle KV on disk."""
+        self._disk.count(model, stats)
 
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""

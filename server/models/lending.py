@@ -296,6 +296,7 @@ class Models:
                 statistics.passed,
                 statistics.audited,
                 statistics.checked,
+                statistics.kept,
                 restarted,
                 statistics.resumed,
             ),

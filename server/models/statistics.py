@@ -6,6 +6,7 @@ weights are copied to the device during a pass.
 
 import logging
 
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from server.metrics.passes import PassHistory, Sums
 from server.metrics.prometheus import Metrics
@@ -55,6 +56,10 @@ class EngineStatistics:
             log.warning("%s: %d damaged units packed again", self._model, checked.repaired)
         if checked.unrepaired:
             log.error("%s: damaged units that cannot be packed again", self._model)
+
+    def kept(self, stats: KVDiskStats) -> None:
+        """Count what was read and written of the idle KV on disk."""
+        self._metrics.count_kv_disk(self._model, stats)
 
     def restarted(self) -> None:
         """Count a restart of the engine's process, which died."""

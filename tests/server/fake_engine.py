@@ -161,6 +161,7 @@ class FakeEngine:
         self.on_pass = callbacks.on_pass
         self.on_audit = callbacks.on_audit
         self.on_check = callbacks.on_check
+        self.on_kv_disk = callbacks.on_kv_disk
         self.on_restart = callbacks.on_restart
         self.on_resume = callbacks.on_resume
         self.spec = spec

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from engine.errors import RequestError
+from engine.kv.disk.saves import IdleSaves
 from engine.messages import (
     Failed,
     Generate,
@@ -117,6 +118,7 @@ class ScriptedEngine:
         self._lock = threading.Lock()
         self.auditor = FakeAudits()  # nothing is ever offered to it
         self.rechecks = Rechecks(None, [], 0)
+        self.saves = IdleSaves(None)
         self.last_pass: PassStats | None = None
         self.info = ModelInfo(
             model_id=spec.id,
