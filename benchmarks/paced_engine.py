@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from benchmarks.runs import DEMO
+from engine.kv.disk.saves import IdleSaves
 from engine.messages import (
     Failed,
     Generate,
@@ -78,6 +79,7 @@ class PacedEngine:
     auditor: NoAudits = field(default_factory=NoAudits)
     rechecks: Rechecks = field(default_factory=lambda: Rechecks(None, [], 0))
     residence: NoMoves = field(default_factory=NoMoves)
+    saves: IdleSaves = field(default_factory=lambda: IdleSaves(None))
     _lengths: dict[str, int] = field(default_factory=dict)  # number of emitted tokens
     _messages: dict[str, Generate] = field(default_factory=dict)
     _due: float = 0.0  # when the next pass ends

@@ -1,8 +1,8 @@
 """Files and folders of the cache: their names, how they are written and removed.
 
-An entry is a folder with a packed model, or with the configuration and tokenizer of a model in GGUF
-files. `UNDERSTUDY_CACHE` names the folder of all entries; by default it is `understudy` in the
-user's cache folder.
+An entry is a folder with a packed model, with the configuration and tokenizer of a model in GGUF
+files, or with idle KV (`engine/kv/disk`). `UNDERSTUDY_CACHE` names the folder of all entries; by
+default it is `understudy` in the user's cache folder.
 
 Only files with names that this module gives are removed, and links are not followed: the folder of
 the cache may hold other files too (`UNDERSTUDY_CACHE=$HOME`), and another program may replace a
@@ -24,6 +24,7 @@ from engine.errors import ModelError
 
 _VARIABLE = "UNDERSTUDY_CACHE"
 INDEX = "index.json"
+KV_MARK = "idle KV"  # the second line of the key of an entry with idle KV
 # The files of a model in GGUF files, which has no units.
 MODEL_FILES = (
     "config.json",
@@ -32,9 +33,10 @@ MODEL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_REPLACING = ".new"  # suffix of a file that will replace the file of a unit
+REPLACING = ".new"  # suffix of a file that will replace the file of a unit
 _FILE = re.compile(
-    rf"index\.json|\d{{5,}}\.unit(\.[0-9a-f]{{16}}\{_REPLACING})?|"
+    rf"index\.json|\d{{5,}}\.unit(\.[0-9a-f]{{16}}\{REPLACING})?|"
+    rf"[0-9a-f]{{32}}-[0-9a-f]{{32}}-\d+-\d+\.(page|state)(\.[0-9a-f]{{16}}\{REPLACING})?|"
     + "|".join(map(re.escape, MODEL_FILES))
 )
 _PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")  # of a folder that is being packed
@@ -84,17 +86,24 @@ def folder_name(model: str, key: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{digest}"
 
 
-def model_of(folder: Path) -> str | None:
-    """Return the model of an entry; None if the folder is no entry, or is being removed."""
+def key_of(folder: Path) -> str | None:
+    """Return the key of an entry; None if the folder is no entry, or is being removed.
+
+    Its first line is the model.
+    """
     index = folder / INDEX
     try:
         if not index.is_file() or index.is_symlink():
             return None
         key = json.loads(index.read_text(encoding="utf-8"))["key"]
-        model = str(key).split("\n")[0]
-        return model if folder.name == folder_name(model, key) else None
+        return key if folder.name == folder_name(str(key).split("\n")[0], key) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def holds_kv(key: str) -> bool:
+    """Return whether an entry with this key holds idle KV."""
+    return key.split("\n")[1:2] == [KV_MARK]
 
 
 def unit_name(index: int) -> str:
@@ -112,7 +121,7 @@ def write_file(path: Path, memory: memoryview) -> None:
 
 def replace_file(path: Path, memory: memoryview) -> None:
     """Replace a file by one with these bytes, in one step that either happens or does not."""
-    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_REPLACING}")
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}{REPLACING}")
     try:
         write_file(new, memory)
         os.rename(new, path)

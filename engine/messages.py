@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.kv_disk_stats import KVDiskStats
 from engine.log_lines import LogLine
 from engine.moves import LimitMemory, Replanned
 from engine.pass_trace import PassTrace
@@ -389,5 +390,6 @@ Outbound = (
     | Audited
     | WeightsChecked
     | Replanned
+    | KVDiskStats
     | LogLine
 )

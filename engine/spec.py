@@ -60,9 +60,8 @@ class MemorySpec:
     device: int | None = None
     ram: int | None = None
     cache: int | None = None
-    replan: bool = (
-        True  # whether units move while the model is loaded, as memory gets short or free
-    )
+    kv_disk: int = 0  # of the disk, for idle KV of all models; 0: none is written
+    replan: bool = True  # whether units move while it is loaded, as memory gets short or free
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.log_lines"),
     ("server*", "engine.files"),  # reading small files within bounds
     ("server*", "engine.messages"),
+    ("server*", "engine.kv_disk_stats"),
     ("server*", "engine.pass_trace"),
     ("server*", "engine.moves"),
     ("server*", "engine.parsing*"),  # the parsers of answers

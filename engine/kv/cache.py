@@ -51,7 +51,7 @@ class KVCache(Pages):
         host_pages: int = 0,
         states: StatePool | None = None,
     ) -> None:
-        stored = None if states is None else StoredStates(states)
+        stored = None if states is None else StoredStates(states, self._lose_state)
         super().__init__(pool, host_pages, stored)
         self.states = states
         self._prefix_cache = prefix_cache
@@ -307,7 +307,16 @@ class KVCache(Pages):
         parent = self._parent(table.pages[:full], table.salt)
         shorter = self._find(tokens[:length], table.salt)[1]
         rest = tokens[full * PAGE : length]
-        self._stored.add(slot, parent, rest, length, 0 if shorter is None else shorter.length)
+        before = 0 if shorter is None else shorter.length
+        made = self._stored.add(slot, parent, rest, length, before)
+        if made is not None:
+            self._keep_state(made)
+
+    def _keep_state(self, stored: StoredState) -> None:
+        """Do nothing more with a state that was stored."""
+
+    def _lose_state(self, stored: StoredState) -> None:
+        """Do nothing more with a stored state that is dropped, and whose content is still there."""
 
     def _close_state(self, state: SequenceState, table: PageTable, tokens: Sequence[int]) -> None:
         """Free the state of a sequence, or store it if its tokens are given and it is usable."""
@@ -350,7 +359,7 @@ class KVCache(Pages):
         if stored is None:
             if (shorter := self._index.find_prefix(parent, page_tokens)) is not None:
                 self._discard(shorter)
-            self._index.add(parent, page_tokens, page)
+            self._add_to_index(parent, page_tokens, page)
         elif stored >= self.num_pages and self._index.tokens(stored) == page_tokens:
             # The page was computed again although host memory has a copy: this one replaces it.
             self._index.rename(stored, page)

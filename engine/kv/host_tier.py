@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 
+from torch import Tensor
+
 from engine.kv.page_pool import PagePool
 
 
@@ -67,6 +69,10 @@ class HostTier:
         for page in pages:
             self._tickets[page] = ticket
         return ticket
+
+    def copy_out(self, page: int) -> Tensor:
+        """Return a copy of a host page, uint8."""
+        return self._store.copy_out(page - self._first)
 
     def hold(self, pages: Sequence[int]) -> None:
         """Protect pages from being dropped until `put_back` or `free`."""

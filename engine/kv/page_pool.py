@@ -78,6 +78,21 @@ class PagePool:
         """A view of the whole memory: of each layer's keys, then values, [.., pages, numbers]."""
         return self.memory.view(len(self.memory), self.num_pages, -1)
 
+    @property
+    def page_bytes(self) -> int:
+        """The bytes of a page in all layers."""
+        return self.memory.nbytes // self.num_pages
+
+    def copy_out(self, page: int) -> Tensor:
+        """Return a copy of a page on the host, uint8, in the form of a page in host memory."""
+        own = self.pages[:, page].clone(memory_format=torch.contiguous_format)
+        return own.cpu().view(-1).view(torch.uint8)
+
+    def copy_in(self, page: int, payload: Tensor) -> None:
+        """Fill a page with what `copy_out` returned."""
+        pages = self.pages
+        pages[:, page].copy_(payload.view(self.memory.dtype).view(len(pages), -1))
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys and values of one layer, [rows, kv heads, head dim] each, to these slots.
 

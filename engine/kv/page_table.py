@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.kv.disk.reading import Reading
 from engine.kv.page_pool import PAGE
 from engine.recurrent.states import SequenceState
 from engine.transfer import upload
@@ -25,6 +26,7 @@ class PageTable:
     num_published: int = 0  # leading pages that are immutable and indexed
     ready_ticket: int = 0  # of the last copy into one of the pages (see `HostTier`)
     state: SequenceState | None = None  # in recurrent layers, of the same tokens
+    reading: Reading | None = None  # the blocks that its next pages are read from
     _slots: Tensor | None = None
 
     @property
@@ -64,6 +66,10 @@ class PageTable:
     def begin_state(self, state: SequenceState) -> None:
         """Let the sequence have a state, which includes the tokens of the prefix."""
         self.state = state
+
+    def begin_reading(self, reading: Reading | None) -> None:
+        """Let the next pages be read from the disk; None: no longer."""
+        self.reading = reading
 
     def publish_next(self) -> None:
         """Mark one more leading page as immutable and indexed."""

@@ -56,6 +56,14 @@ class Pages:
         else:
             self._host.free([page])
 
+    def _add_to_index(self, parent: int, tokens: Sequence[int], page: int) -> None:
+        """Index a page by its tokens and by the serial number of its parent, or minus the salt."""
+        self._index.add(parent, tuple(tokens), page)
+
+    def _lose(self, page: int) -> None:
+        """Forget a page whose memory is needed, and whose content is still there."""
+        self._forget(page)
+
     def _forget(self, page: int) -> None:
         """Remove a page from the index, and the states that are stored after it."""
         if self._stored is not None:
@@ -114,7 +122,7 @@ class Pages:
         num_forgotten = max(count - self._host.num_free - self._host.num_stored, 0)
         saved = leaving[num_forgotten:]
         for page in [*self._host.make_room(len(saved)), *leaving[:num_forgotten]]:
-            self._forget(page)
+            self._lose(page)
         if saved:
             for page, place in zip(saved, self._host.save(saved), strict=True):
                 self._index.rename(page, place)

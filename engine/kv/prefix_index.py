@@ -29,6 +29,7 @@ class PrefixIndex:
         self._pages: dict[tuple[int, Tokens], int] = {}
         self._keys: dict[int, tuple[int, Tokens]] = {}
         self._serials: dict[int, int] = {}
+        self._by_serial: dict[int, int] = {}
         self._next_serial = 1
         # (parent, whether on the host) -> the sorted tokens of the parent's pages there.
         self._siblings: dict[tuple[int, bool], list[Tokens]] = {}
@@ -42,6 +43,14 @@ class PrefixIndex:
         It stays the same when the page is renamed. First pages have the parent 0 or a negative one.
         """
         return self._serials[page]
+
+    def page(self, serial: int) -> int:
+        """Return the number of the indexed page with this serial number."""
+        return self._by_serial[serial]
+
+    def parent(self, page: int) -> int:
+        """Return the serial number of the page before an indexed page, or minus the salt."""
+        return self._keys[page][0]
 
     def tokens(self, page: int) -> Tokens:
         """Return the tokens whose KV an indexed page holds."""
@@ -95,17 +104,19 @@ class PrefixIndex:
         """Index a page for which `find_covering` and `find_prefix` both return None."""
         self._insert((parent, tokens), page)
         self._serials[page] = self._next_serial
+        self._by_serial[self._next_serial] = page
         self._next_serial += 1
 
     def rename(self, old: int, new: int) -> None:
         """Change the number of an indexed page from `old` to `new`."""
         self._insert(self._remove_key(old), new)
-        self._serials[new] = self._serials.pop(old)
+        serial = self._serials[new] = self._serials.pop(old)
+        self._by_serial[serial] = new
 
     def remove(self, page: int) -> None:
         """Remove a page from the index. It must not be the parent of an indexed page."""
         del self._pages[self._remove_key(page)]
-        del self._serials[page]
+        del self._by_serial[self._serials.pop(page)]
 
     def _find_places(self, parent: int, tokens: Tokens) -> Iterator[tuple[list[Tokens], int]]:
         """Yield a parent's sorted pages and the place where `tokens` would be inserted.

@@ -9,7 +9,7 @@ saves, more than a state that is stored for a part of its prefix, plus the prior
 that was dropped (GreedyDual, Young 1994). So states that are not used again leave in the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.recurrent.states import SequenceState, StatePool
@@ -39,8 +39,17 @@ class StoredState:
 class StoredStates:
     """The states of stored prefixes, by the last full page and the tokens after it."""
 
-    def __init__(self, pool: StatePool) -> None:
+    def __init__(
+        self, pool: StatePool, on_drop: Callable[[StoredState], None] = lambda stored: None
+    ) -> None:
+        """Create a collection without states.
+
+        Args:
+            pool: their memory.
+            on_drop: called with each state that is dropped, before its memory is free.
+        """
         self._pool = pool
+        self._on_drop = on_drop
         self._by_parent: dict[int, list[StoredState]] = {}
         self._oldest = 0  # the priority of the state that was dropped last
         self._hits = 0  # sequences that began with a stored state
@@ -50,6 +59,10 @@ class StoredStates:
     def num_stored(self) -> int:
         """The number of stored states."""
         return sum(map(len, self._by_parent.values()))
+
+    def __iter__(self) -> Iterator[StoredState]:
+        for found in self._by_parent.values():
+            yield from found
 
     def take_counts(self) -> tuple[int, int]:
         """Return how many sequences began with a stored state, and how many states were dropped.
@@ -79,7 +92,7 @@ class StoredStates:
     def take_slot(self) -> int | None:
         """Return a slot for a state to store, for which another may be dropped; None if none is."""
         if not self._pool.num_unreserved:
-            every = [own for found in self._by_parent.values() for own in found]
+            every = list(self)
             if not every:
                 return None
             least = min(every, key=lambda own: own.priority)
@@ -87,8 +100,10 @@ class StoredStates:
             self.drop(least)
         return self._pool.take_slot()
 
-    def add(self, slot: int, parent: int, rest: Sequence[int], length: int, shorter: int) -> None:
-        """Store a state. If there is one of the same tokens, the slot is freed.
+    def add(
+        self, slot: int, parent: int, rest: Sequence[int], length: int, shorter: int
+    ) -> StoredState | None:
+        """Store a state. If there is one of the same tokens, the slot is freed; return None then.
 
         Args:
             shorter: the length of the longest state that is stored for a part of its prefix.
@@ -97,13 +112,15 @@ class StoredStates:
         if same is not None and len(same.rest) == len(rest):
             same.priority = self._oldest + same.saved
             self._pool.give_back(slot)
-            return
+            return None
         saved = length - shorter
         made = StoredState(slot, parent, tuple(rest), length, saved, self._oldest + saved)
         self._by_parent.setdefault(parent, []).append(made)
+        return made
 
     def drop(self, stored: StoredState) -> None:
         """Free a stored state."""
+        self._on_drop(stored)
         found = self._by_parent[stored.parent]
         found.remove(stored)
         if not found:

@@ -276,12 +276,12 @@ class _Units:
 
 def _key(values: Mapping[str, Any]) -> str:
     """Return a digest of everything that a result depends on."""
-    parts = [values, transformers.__version__, torch.__version__, _code()]
+    parts = [values, transformers.__version__, torch.__version__, code_digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Return a digest of the source code of what is checked: this package, KV cache, kernels."""
     digest = hashlib.sha256()
     others = [

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import Audited, LoadProgress, PassStats, WeightsChecked
 from engine.moves import Replanned
 
@@ -20,6 +21,7 @@ class EngineCallbacks:
     on_audit: Callable[[Audited], None] = _ignore
     on_check: Callable[[WeightsChecked], None] = _ignore
     on_replan: Callable[[Replanned], None] = _ignore  # after units of weights have moved
+    on_kv_disk: Callable[[KVDiskStats], None] = _ignore
     on_restart: Callable[[], None] = _ignore
     on_resume: Callable[[], None] = _ignore  # for each stream that goes on after a restart
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from engine.errors import EngineDied, EngineError, ModelError, PassFailed, RequestError
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import (
     Abort,
     Audited,
@@ -279,6 +280,8 @@ class EngineProcess:
                 self._callbacks.on_check(message)
             case Replanned():
                 self._note_move(message)
+            case KVDiskStats():
+                self._callbacks.on_kv_disk(message)
             case LoadProgress():
                 self._callbacks.progress(message)
             case Ready(info):

@@ -21,6 +21,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from engine.errors import ModelError, RequestError
+from engine.kv_disk_stats import KVDiskStats
 from engine.log_lines import adopt_libraries, send_logs
 from engine.malloc import keep_freed_memory
 from engine.messages import (
@@ -70,6 +71,8 @@ class StepEngine(Protocol):
     def rechecks(self) -> "Rechecks": ...
     @property
     def residence(self) -> "Residence": ...
+    @property
+    def saves(self) -> "Saves": ...
     def compile(self, request: Generate) -> "Constraint | None": ...
     def queue(self, request: Generate, constraint: "Constraint | None") -> None: ...
     def abort(self, request_id: str) -> None: ...
@@ -103,6 +106,14 @@ class Residence(Protocol):
     def limit(self, limits: LimitMemory) -> None: ...
     def run(self) -> None: ...
     def take_report(self) -> Replanned | None: ...
+
+
+class Saves(Protocol):
+    """The interface of writing idle KV, which `engine.kv.disk.saves.IdleSaves` has."""
+
+    def seconds_until_due(self) -> float | None: ...
+    def run(self) -> bool: ...
+    def take_report(self) -> KVDiskStats | None: ...
 
 
 OnPassProgress = Callable[[], None]  # called before the engine runs another part of a pass
@@ -300,12 +311,11 @@ class _Service:
                 audited = self._engine.auditor.run()
                 if audited is not None:
                     self._outbox.send(audited)
-            else:
+            elif not self._engine.saves.run():
                 self._engine.rechecks.run()
-            for report in (
-                self._engine.rechecks.take_report(),
-                self._engine.residence.take_report(),
-            ):
+            engine = self._engine
+            for own in (engine.rechecks, engine.residence, engine.saves):
+                report = own.take_report()
                 if report is not None:
                     self._outbox.send(report)
         self._engine.close()
@@ -318,9 +328,10 @@ class _Service:
 
     def _take_messages(self) -> bool:
         """Handle messages that have arrived. Return False if one asks the process to end."""
-        due = [own.seconds_until_due() for own in (self._engine.rechecks, self._engine.residence)]
+        engine = self._engine
+        due = [own.seconds_until_due() for own in (engine.rechecks, engine.residence, engine.saves)]
         seconds = min((own for own in due if own is not None), default=None)
-        if self._engine.has_work() or self._engine.auditor.has_pending:
+        if engine.has_work() or engine.auditor.has_pending:
             seconds = 0.0
         for message in self._inbox.take(seconds):
             match message:

@@ -7,7 +7,7 @@ but those of the convolution, which are kept here. Rows of a long prompt are acc
 after them; they change the state at once, and nothing is kept of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,26 @@ class StatePool:
         for memory in self.layers.values():
             memory.states[target] = memory.states[source]
             memory.windows[target] = memory.windows[source]
+
+    def copy_out(self, slot: int) -> Tensor:
+        """Return a copy of a state in all layers on the host, uint8."""
+        parts = [part[slot].flatten().view(torch.uint8) for part in self._parts()]
+        return torch.cat(parts).cpu()
+
+    def copy_in(self, slot: int, payload: Tensor) -> None:
+        """Fill a state with what `copy_out` returned."""
+        done = 0
+        for part in self._parts():
+            own = part[slot]
+            # A copy, because a slice may begin at any byte.
+            values = payload[done : done + own.nbytes].clone().view(own.dtype)
+            own.copy_(values.view(own.shape))
+            done += own.nbytes
+
+    def _parts(self) -> Iterator[Tensor]:
+        """Yield the memory of the states of all layers, and of their windows."""
+        for memory in self.layers.values():
+            yield from (memory.states, memory.windows)
 
     def open(self) -> "SequenceState | None":
         """Return the state of a new sequence without tokens; None if there is no room for one."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.drafting.tree import DraftTree
+from engine.kv.disk.saves import IdleSaves
 from engine.messages import Generate, ModelInfo, PassStats, ReportProgress
 from engine.model.borrowed import PassCancelled
 from engine.runtime.audit import Auditor
@@ -59,6 +60,7 @@ class Engine:
         self.auditor = Auditor(loaded)
         self.rechecks = loaded.rechecks
         self.residence = Residence(loaded)
+        self.saves = IdleSaves(loaded.cache)
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_prompt)
         self._shortage = MemoryShortage(loaded, self._scheduler, self._requests)
         self.clock = Clock(loaded, self._scheduler)
@@ -128,9 +130,12 @@ class Engine:
         self._requests.drop_cancelled()
         self._requests.replay(SLICE_SECONDS)
         events = self._requests.take_ended()
-        if not (turns := self._scheduler.schedule()):
-            return events
+        self._take_read(SLICE_SECONDS)
+        turns = self._scheduler.schedule()
         self._requests.report_prompts(turns)
+        if not turns:
+            self._cache.wait_for_disk(SLICE_SECONDS)
+            return events
         sequences = [turn.sequence for turn in turns]
         with self._shortage.noted(), self._requests.fail_pass_on_error(sequences, events):
             self._run(turns, events)
@@ -155,7 +160,16 @@ class Engine:
         """Use up to `seconds` in which a pass waits for weights. Return True if work was done."""
         if seconds > 0 and self._requests.replay(min(seconds, SLICE_SECONDS)):
             return True
+        if seconds > 0 and self._take_read(min(seconds, SLICE_SECONDS)):
+            return True
         return self._drafting.draft_ahead(seconds)
+
+    def _take_read(self, seconds: float) -> bool:
+        """Store what was read from the disk, for up to `seconds`. Return whether anything was."""
+        has_taken = self._cache.take_read(seconds)
+        if has_taken:
+            self._decoder.on_pass_progress()
+        return has_taken
 
     def _draft(self, turns: Sequence[Turn]) -> list[DraftTree | None]:
         """Return a tree for each turn.

@@ -20,6 +20,10 @@ from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
+from engine.kv.disk.block_file import file_bytes
+from engine.kv.disk.folder import KVFolder
+from engine.kv.disk.store import DiskStore
+from engine.kv.disk_cache import DiskCache
 from engine.kv.page_pool import PAGE
 from engine.malloc import give_back_freed
 from engine.messages import (
@@ -31,9 +35,11 @@ from engine.messages import (
     SamplingParams,
 )
 from engine.model.decoder import Decoder
+from engine.model.guard import code_digest
 from engine.planning import link_probe, probe
 from engine.planning.assumed import DISK_GBPS, Machine
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
+from engine.planning.footprint import size_text
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free, name_shortage
 from engine.planning.plan import Plan
@@ -73,7 +79,7 @@ class Loaded:
     device: Device
     decoder: Decoder
     stream: LayerStream
-    cache: KVCache
+    cache: DiskCache
     drafting: Drafting
     scratch_rows: int  # the most rows of a tree
     draft_rows: int  # the most rows that a tree's draft stores in the target's KV cache
@@ -165,12 +171,14 @@ def _load_as_planned(
         drafting = _make_drafting(files, draft, scheme.bounds, passes)
         stack.pop_all()
     limits = _make_limits(files, plan, decoder)
+    info = replace(
+        files.model_info(scheme, link_gbps, files.link_bits(plan, reader), tile),
+        draft_methods=drafting.methods,
+        draft_method=scheme.method,
+    )
+    _keep_on_disk(cache, spec, info.fingerprint)
     return Loaded(
-        info=replace(
-            files.model_info(scheme, link_gbps, files.link_bits(plan, reader), tile),
-            draft_methods=drafting.methods,
-            draft_method=scheme.method,
-        ),
+        info=info,
         limits=limits,
         plan=plan,
         device=files.device,
@@ -190,6 +198,28 @@ def _load_as_planned(
         describe=lambda own: files.describe(replace(scheme, plan=own)),
         rechecks=_make_rechecks(spec, plan, reader),
     )
+
+
+def _keep_on_disk(cache: DiskCache, spec: ModelSpec, fingerprint: str) -> None:
+    """Let a cache keep idle KV on the disk, if the specification gives it room there.
+
+    What is found is used only if this engine would go on with an answer of the one that wrote it,
+    and was made by the same code.
+    """
+    if not (spec.memory.kv_disk and spec.prefix_cache):
+        return
+    memory = cache.pool.memory
+    parts = [fingerprint, code_digest(), memory.dtype, [*memory.shape[::2], memory.shape[3]]]
+    identity = "\n".join(map(str, [*parts, cache.pool.page_bytes, cache.state_bytes]))
+    folder = KVFolder(
+        spec.id,
+        identity,
+        {"page": file_bytes(cache.pool.page_bytes), "state": file_bytes(cache.state_bytes)},
+        spec.memory.kv_disk,
+    )
+    cache.use_disk(DiskStore(folder))
+    size, most = size_text(folder.nbytes), size_text(spec.memory.kv_disk)
+    log.info("%s: KV of prompts and answers on disk: %s of %s", spec.id, size, most)
 
 
 def _lend_target(

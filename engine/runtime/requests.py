@@ -122,17 +122,18 @@ class Requests:
             del self._by_id[request.message.request_id]
 
     def report_prompts(self, turns: Sequence[Turn]) -> None:
-        """Call `on_prompt` for the prompts of a pass that begins.
+        """Call `on_prompt` for the prompts of a pass that begins, and for those that are read.
 
         Each request is reported when its first pass begins, again if that is repeated, and then
         once a second at most. A prompt that runs again with a tail is reported like others.
         """
         now = time.monotonic()
-        for turn in turns:
-            sequence = turn.sequence
+        read = [own for own in self._scheduler.running if own.pages.reading is not None]
+        for sequence in [*(turn.sequence for turn in turns), *read]:
             if not sequence.is_beginning:
                 continue
-            if sequence.request.is_report_due(now, is_first=not sequence.has_run):
+            is_first = not sequence.has_run and sequence.pages.reading is None
+            if sequence.request.is_report_due(now, is_first=is_first):
                 done = min(sequence.pages.length, sequence.num_prompt)
                 self._on_prompt(sequence.request_id, done)
 

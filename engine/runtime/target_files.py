@@ -12,7 +12,7 @@ from typing import Any
 from engine import __version__
 from engine.drafting.model.substitutes import WeightCopies
 from engine.errors import ModelError
-from engine.kv.cache import KVCache
+from engine.kv.disk_cache import DiskCache
 from engine.kv.page_pool import PAGE, PagePool
 from engine.messages import ModelInfo, ReportProgress
 from engine.model.borrowed import Weights
@@ -184,7 +184,7 @@ class TargetFiles(Blueprint):
             on_pass_progress=on_pass_progress,
         )
 
-    def make_kv_cache(self, plan: Plan, stash_rows: int) -> KVCache:
+    def make_kv_cache(self, plan: Plan, stash_rows: int) -> DiskCache:
         """Return the KV cache, with the pages and states of the plan allocated.
 
         Args:
@@ -202,7 +202,7 @@ class TargetFiles(Blueprint):
                 dtype=self.dtype,
                 device=self.device.torch_device,
             )
-        return KVCache(
+        return DiskCache(
             pool,
             prefix_cache=self.spec.prefix_cache,
             host_pages=plan.host_pages,

@@ -306,10 +306,13 @@ class Scheduler:
 
     def _plan_turns(self) -> list[Turn]:
         """Return the turns of a pass: trees share the free pages, prompts the remaining rows."""
-        # Sequences whose pages are still being loaded from the host run in a later pass, unless
-        # there are no others.
-        arrived = [s for s in self.running if self.cache.is_ready(s.pages)] or self.running
-        arrived = [s for s in self.running if s is self.alone] or arrived
+        # Sequences whose pages are still being read from the disk run in a later pass, and so do
+        # those whose pages are loaded from the host, unless there are no others.
+        read = [s for s in self.running if s.pages.reading is None]
+        for sequence in read:
+            sequence.note_cached()
+        arrived = [s for s in read if self.cache.is_ready(s.pages)] or read
+        arrived = [s for s in read if s is self.alone] or arrived
         decoding = [s for s in arrived if s.is_decoding][: self.allowed_rows]
         prompts = [s for s in arrived if not s.is_decoding]
         most = self.scratch_rows

@@ -249,8 +249,13 @@ class TokenSequence:
     def run(self, table: PageTable) -> None:
         """Set the status to running, with these pages."""
         self.status, self.table = Status.RUNNING, table
+        if table.reading is None:
+            self.note_cached()
+
+    def note_cached(self) -> None:
+        """Note how much of the prompt was stored when the sequence was first admitted."""
         if self.num_cached is None:
-            self.num_cached = min(table.length, self.num_prompt)
+            self.num_cached = min(self.pages.length, self.num_prompt)
 
     def pause(self) -> None:
         """Set the status to paused. The caller has freed the pages."""

@@ -79,6 +79,10 @@ class CudaPageStore(PageStore):
                     self._pool[:, page].copy_(staged, non_blocking=True)
             return self._issue_ticket()
 
+    def copy_out(self, place: int) -> Tensor:
+        self.stream.synchronize()  # a ticket says only that the page of the pool was read
+        return super().copy_out(place)
+
     def done(self, ticket: int) -> bool:
         while self._events and self._events[0][1].query():
             self._ended, _ = self._events.popleft()

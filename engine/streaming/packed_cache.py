@@ -16,8 +16,9 @@ from engine.cache_files import (
     cache_root,
     folder_name,
     folders,
+    holds_kv,
+    key_of,
     lock,
-    model_of,
     remove_folder,
     remove_stale,
 )
@@ -32,14 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One packed model in the cache, or the configuration and tokenizer of one in GGUF files."""
+    """One packed model in the cache, or something else that is kept for a model."""
 
     path: Path
     model: str  # the model id that it was packed for
     nbytes: int
     last_used: float  # seconds since the epoch
-    is_packed: bool = True
+    is_packed: bool = True  # False: configuration and tokenizer of GGUF files, or idle KV
     is_usable: bool = True  # False: its GGUF files were moved, changed or removed
+    holds_kv: bool = False  # idle KV of prompts and answers
 
 
 def open_or_pack(
@@ -74,7 +76,8 @@ def entries() -> list[CacheEntry]:
 def remove(entry: CacheEntry) -> None:
     """Remove an entry, but no file of another program.
 
-    Raises `ModelError` if a running engine uses it.
+    Raises `ModelError` if a running engine uses it. Idle KV is removed even then: the engine
+    computes what it does not find.
     """
     with lock(entry.path / INDEX) as free:
         if not free:
@@ -139,13 +142,16 @@ def _make_room(root: Path, model: str, needed: int, limit: int | None) -> None:
 
 def _entry(folder: Path) -> CacheEntry | None:
     """Return an entry, or None if the folder is not a packed model or is being removed."""
-    if (model := model_of(folder)) is None:
+    if (key := key_of(folder)) is None:
         return None
     try:
         nbytes = sum(path.lstat().st_size for path in folder.iterdir())
         used = (folder / INDEX).stat().st_mtime
     except OSError:  # it is being removed
         return None
+    model = key.split("\n")[0]
+    if holds_kv(key):
+        return CacheEntry(folder, model, nbytes, used, is_packed=False, holds_kv=True)
     is_packed = not (folder / MODEL_FILES[0]).exists()
     is_usable = is_packed or has_files(folder)
     return CacheEntry(folder, model, nbytes, used, is_packed, is_usable)

@@ -6,6 +6,7 @@ in ascending order. Waiting for a ticket includes all tickets before it; ticket 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from engine.streaming.pinned import HostBuffer, Pin
@@ -55,6 +56,10 @@ class PageStore:
         for place, page in zip(places, pages, strict=True):
             self._pool[:, page].copy_(self._places[place])
         return 0
+
+    def copy_out(self, place: int) -> Tensor:
+        """Return a copy of a host page, uint8, when the copies to it have ended."""
+        return self._places[place].clone().view(-1).view(torch.uint8)
 
     def done(self, ticket: int) -> bool:
         """Return whether the copies up to a ticket are done, so that `wait` costs nothing."""

@@ -19,7 +19,7 @@ from engine.cache_files import (
     cache_root,
     folder_name,
     folders,
-    model_of,
+    key_of,
     partial_folder,
     remove_folder,
     remove_stale,
@@ -140,7 +140,7 @@ def _remove_dead(root: Path) -> None:
     """
     for name in folders(root):
         folder = root / name
-        if (folder / LINK_NAME).is_file() and model_of(folder) and not has_files(folder):
+        if (folder / LINK_NAME).is_file() and key_of(folder) and not has_files(folder):
             with suppress(OSError):  # another process removes it
                 if time.time() - (folder / INDEX).stat().st_mtime > KEPT_SECONDS:
                     remove_folder(folder)

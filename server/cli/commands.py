@@ -165,6 +165,8 @@ def _packed_table(packed: "Sequence[CacheEntry]") -> str:
 def _content(entry: "CacheEntry") -> str:
     if entry.is_packed:
         return "packed weights"
+    if entry.holds_kv:
+        return "KV of prompts and answers"
     return "made of a GGUF file" if entry.is_usable else "made of a GGUF file that is gone"
 
 

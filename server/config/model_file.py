@@ -36,6 +36,7 @@ Few = Annotated[int, Field(ge=1, le=4096)]  # of what each takes memory in every
 Bytes = Annotated[Size, Field(ge=2**20, le=2**50)]  # from 1 MiB to 1 PiB
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+DEFAULT_KV_DISK = 8 << 30  # bytes of idle KV on disk
 LONGEST_IDLE_S = 366 * 86_400
 LONGEST_HOURS = 10 * 366 * 24.0
 
@@ -113,15 +114,17 @@ class DraftSection(Section):
 
 
 class MemorySection(Section):
-    """The key `memory`: the most bytes that the engine may use, each `auto` by default.
+    """The key `memory`: the most bytes that the engine may use, most of them `auto` by default.
 
-    `device` limits device memory, `ram` host memory, and `cache` the disk space of packed weights.
-    `replan` says whether weights move while the model is loaded, as memory gets short or free.
+    `device` limits device memory, `ram` host memory, `cache` the disk space of packed weights, and
+    `kv_disk` that of idle KV. `replan` says whether weights move while the model is loaded, as
+    memory gets short or free.
     """
 
     device: Auto[Bytes] = None
     ram: Auto[Bytes] = None
     cache: Auto[Bytes] = None
+    kv_disk: Annotated[Size, Field(ge=0, le=2**50)] = DEFAULT_KV_DISK
     replan: bool = True
 
 

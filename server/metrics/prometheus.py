@@ -4,26 +4,22 @@ The values of labels are limited in number: models come from the registry, sourc
 drafting methods, and outcomes are finish reasons or error codes.
 """
 
-from collections.abc import Sequence
-from typing import get_args
-
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
 
-from engine.messages import Audited, PassStats, StateStats, WeightsChecked
-from engine.moves import Reason, Replanned
-from engine.spec import Tier
+from engine.kv_disk_stats import KVDiskStats
+from engine.messages import Audited, PassStats, WeightsChecked
+from engine.moves import Replanned
 from server.metrics.measurement import Measurement
+from server.metrics.memory_series import DiskSeries, PlaceSeries, StateSeries
+from server.metrics.series import counter, gauge, histogram
 from server.metrics.usage import Totals
-from server.schemas.status import ModelStatus, RecurrentStates, ServerStatus
+from server.schemas.status import ServerStatus
 from server.version import version
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -43,11 +39,11 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no type
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        _gauge(self._registry, "build_info", "1, with the version of the server", "version").labels(
+        gauge(self._registry, "build_info", "1, with the version of the server", "version").labels(
             version(if_not_installed="unknown")
         ).set(1)
         self.requests = _Requests(self._registry)
-        states, places = _States(self._registry), _Places(self._registry)
+        states, places = StateSeries(self._registry), PlaceSeries(self._registry)
         self.engines = _Engines(self._registry, states, places)
         self.gauges = _Gauges(self._registry, states, places)
 
@@ -60,10 +56,10 @@ class _Requests:
     """The series of requests and their answers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._ended = _counter(
+        self._ended = counter(
             registry, "requests", "Requests by their outcome", "route", "model", "outcome"
         )
-        self._seconds = _histogram(
+        self._seconds = histogram(
             registry,
             "request_seconds",
             "Duration of requests that were answered",
@@ -71,7 +67,7 @@ class _Requests:
             "route",
             "model",
         )
-        self._first_token = _histogram(
+        self._first_token = histogram(
             registry,
             "time_to_first_token_seconds",
             "Time from a request to its first token",
@@ -79,7 +75,7 @@ class _Requests:
             "route",
             "model",
         )
-        self._queue = _histogram(
+        self._queue = histogram(
             registry,
             "queue_seconds",
             "Time from a request until the engine ran it, with the load of its model",
@@ -87,7 +83,7 @@ class _Requests:
             "route",
             "model",
         )
-        self._per_token = _histogram(
+        self._per_token = histogram(
             registry,
             "time_per_output_token_seconds",
             "Mean time from one token of an answer to the next",
@@ -95,13 +91,13 @@ class _Requests:
             "route",
             "model",
         )
-        self._prompt = _counter(
+        self._prompt = counter(
             registry, "prompt_tokens", "Tokens of prompts that the engine began", "model"
         )
-        self._cached = _counter(
+        self._cached = counter(
             registry, "cached_prompt_tokens", "Tokens of prompts whose KV was reused", "model"
         )
-        self._completion = _counter(
+        self._completion = counter(
             registry,
             "completion_tokens",
             "Tokens generated, also for requests that failed or whose client left",
@@ -132,108 +128,41 @@ class _Requests:
         self._cached.labels(model).inc(totals.num_begun_cached)
 
 
-class _States:
-    """The series of the states of recurrent layers, for models that have some."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._hits = _counter(
-            registry, "state_hits", "Prompts that began with a stored state", "model"
-        )
-        self._evictions = _counter(
-            registry, "state_evictions", "Stored states of prefixes that were dropped", "model"
-        )
-        self._room = _gauge(
-            registry, "states", "States of recurrent layers that there is memory for", "model"
-        )
-        self._used = _gauge(
-            registry, "states_used", "States of sequences and of stored prefixes", "model", "of"
-        )
-        self._bytes = _gauge(registry, "states_used_bytes", "Bytes of the states in use", "model")
-
-    def count(self, model: str, stats: StateStats) -> None:
-        """Count what became of stored states in a pass."""
-        self._hits.labels(model).inc(stats.hits)
-        self._evictions.labels(model).inc(stats.evictions)
-
-    def clear(self) -> None:
-        """Remove the gauges of the model that was loaded."""
-        for series in (self._room, self._used, self._bytes):
-            series.clear()
-
-    def set(self, model: str, states: RecurrentStates) -> None:
-        """Set the gauges to the present figures."""
-        self._room.labels(model).set(states["room"])
-        self._used.labels(model, "sequences").set(states["sequences"])
-        self._used.labels(model, "prefixes").set(states["prefixes"])
-        self._bytes.labels(model).set(states["bytes_used"])
-
-
-class _Places:
-    """The series of the places where weights are kept."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._replans = _counter(
-            registry,
-            "replans",
-            "Moves of weights between passes: the memory of the device or the RAM was short, or "
-            "there was more again (freed)",
-            "model",
-            "reason",
-        )
-        self._bytes = _gauge(
-            registry, "weight_bytes", "Bytes of weights by where they are kept", "model", "tier"
-        )
-
-    def begin(self, model: str) -> None:
-        """Make the moves of a loaded model appear as 0 instead of missing."""
-        for reason in get_args(Reason):
-            self._replans.labels(model, reason)
-
-    def count(self, model: str, moved: Replanned) -> None:
-        """Count that units of weights have moved."""
-        self._replans.labels(model, moved.reason).inc()
-
-    def set(self, models: Sequence[ModelStatus]) -> None:
-        """Set the gauge to the present bytes of the model in memory."""
-        self._bytes.clear()
-        for model in models:
-            if "tier_bytes" in model:
-                for tier in get_args(Tier):
-                    self._bytes.labels(model["id"], tier).set(model["tier_bytes"].get(tier, 0))
-
-
 class _Engines:
     """The series of engine processes: passes, drafts, audits and restarts."""
 
-    def __init__(self, registry: CollectorRegistry, states: _States, places: _Places) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, states: StateSeries, places: PlaceSeries
+    ) -> None:
         self._states, self._places = states, places
-        self._passes = _histogram(
+        self._disk = DiskSeries(registry)
+        self._passes = histogram(
             registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
-        self._rows = _counter(
+        self._rows = counter(
             registry, "pass_rows", "Rows of passes, of prompts and of trees", "model", "kind"
         )
-        self._emitted = _counter(registry, "pass_tokens", "Tokens that passes emitted", "model")
-        self._drafted = _counter(
+        self._emitted = counter(registry, "pass_tokens", "Tokens that passes emitted", "model")
+        self._drafted = counter(
             registry, "drafted_rows", "Drafted rows that were checked", "model", "source"
         )
-        self._accepted = _counter(
+        self._accepted = counter(
             registry, "accepted_rows", "Drafted rows the target agreed with", "model", "source"
         )
-        self._undrafted = _counter(
+        self._undrafted = counter(
             registry,
             "undrafted_sequences",
             "Sequences in passes that got no draft because it would not pay",
             "model",
         )
-        self._draft = _counter(
+        self._draft = counter(
             registry,
             "draft_seconds",
             "Time of drafting: before passes (visible), and while weights travel (ahead)",
             "model",
             "when",
         )
-        self._stall = _counter(
+        self._stall = counter(
             registry,
             "stall_seconds",
             "Time the target did not compute: it waited for weights (copy), for the draft, or for "
@@ -241,27 +170,27 @@ class _Engines:
             "model",
             "cause",
         )
-        self._bytes = _counter(registry, "link_bytes", "Bytes of weights that were copied", "model")
-        self._positions = _counter(
+        self._bytes = counter(registry, "link_bytes", "Bytes of weights that were copied", "model")
+        self._positions = counter(
             registry, "audit_positions", "Emitted tokens checked against plain decoding", "model"
         )
-        self._mismatches = _counter(
+        self._mismatches = counter(
             registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
         )
-        self._checked = _counter(
+        self._checked = counter(
             registry, "recheck_bytes", "Packed weights whose checksums were compared again", "model"
         )
-        self._damaged = _counter(
+        self._damaged = counter(
             registry,
             "damaged_units",
             "Damage found in packed weights: repaired by packing a unit again, or not",
             "model",
             "repaired",
         )
-        self._restarts = _counter(
+        self._restarts = counter(
             registry, "engine_restarts", "Engine processes that died and were replaced", "model"
         )
-        self._resumed = _counter(
+        self._resumed = counter(
             registry, "streams_resumed", "Answers that went on after a restart", "model"
         )
 
@@ -273,6 +202,7 @@ class _Engines:
         for repaired in ("yes", "no"):
             self._damaged.labels(model, repaired)
         self._places.begin(model)
+        self._disk.begin(model)
 
     def count_pass(self, model: str, stats: PassStats) -> None:
         """Count a pass that has ended."""
@@ -309,6 +239,10 @@ class _Engines:
         """Count that units of weights have moved."""
         self._places.count(model, moved)
 
+    def count_kv_disk(self, model: str, stats: KVDiskStats) -> None:
+        """Count what was read and written of the idle KV on disk."""
+        self._disk.count(model, stats)
+
     def count_restart(self, model: str) -> None:
         """Count an engine process that died and is replaced."""
         self._restarts.labels(model).inc()
@@ -321,30 +255,32 @@ class _Engines:
 class _Gauges:
     """The series that are set anew for each scrape."""
 
-    def __init__(self, registry: CollectorRegistry, states: _States, places: _Places) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, states: StateSeries, places: PlaceSeries
+    ) -> None:
         self._states, self._places = states, places
-        self._model_loaded = _gauge(registry, "model_loaded", "1 if the model is loaded", "model")
-        self._waiting = _gauge(registry, "requests_waiting", "Requests waiting for their model")
-        self._sequences = _gauge(
+        self._model_loaded = gauge(registry, "model_loaded", "1 if the model is loaded", "model")
+        self._waiting = gauge(registry, "requests_waiting", "Requests waiting for their model")
+        self._sequences = gauge(
             registry, "sequences_waiting", "Sequences in the engine waiting for a pass"
         )
-        self._running = _gauge(
+        self._running = gauge(
             registry, "requests_in_engine", "Requests the engine has, waiting or running", "model"
         )
-        self._speed = _gauge(
+        self._speed = gauge(
             registry,
             "link_bytes_per_second",
             "Bytes of weights that were copied in the latest pass, by its duration",
             "model",
         )
-        self._limit = _gauge(
+        self._limit = gauge(
             registry, "link_limit_bytes_per_second", "Measured bandwidth of the link", "model"
         )
-        self._bits = _gauge(
+        self._bits = gauge(
             registry, "link_bits_per_weight", "Bits in which one weight travels", "model"
         )
-        self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
-        self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
+        self._pages = gauge(registry, "kv_pages", "Pages of the KV pool", "model")
+        self._used = gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
 
     def set(self, status: ServerStatus) -> None:
         """Set all gauges to the present figures."""
@@ -368,17 +304,3 @@ class _Gauges:
             self._speed.labels(model_id).set(BYTES_PER_GB * engine["link_gbps"])
             if engine["states"] is not None:
                 self._states.set(model_id, engine["states"])
-
-
-def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:
-    return Counter(f"understudy_{name}", what, labels, registry=registry)
-
-
-def _gauge(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Gauge:
-    return Gauge(f"understudy_{name}", what, labels, registry=registry)
-
-
-def _histogram(
-    registry: CollectorRegistry, name: str, what: str, buckets: tuple[float, ...], *labels: str
-) -> Histogram:
-    return Histogram(f"understudy_{name}", what, labels, registry=registry, buckets=buckets)

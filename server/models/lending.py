@@ -325,6 +325,7 @@ class Models:
                 statistics.audited,
                 statistics.checked,
                 replanned,
+                statistics.kept,
                 restarted,
                 statistics.resumed,
             ),

@@ -6,6 +6,7 @@ weights are copied to the device during a pass.
 
 import logging
 
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import Audited, ModelInfo, PassStats, WeightsChecked
 from engine.moves import Replanned
 from server.metrics.passes import PassHistory, Sums
@@ -67,6 +68,10 @@ class EngineStatistics:
     def replanned(self, moved: Replanned) -> None:
         """Count that units of weights have moved; the engine has logged it."""
         self._metrics.count_replan(self._model, moved)
+
+    def kept(self, stats: KVDiskStats) -> None:
+        """Count what was read and written of the idle KV on disk."""
+        self._metrics.count_kv_disk(self._model, stats)
 
     def restarted(self) -> None:
         """Count a restart of the engine's process, which died."""

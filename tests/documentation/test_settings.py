@@ -51,6 +51,8 @@ def written(name: str, field: FieldInfo) -> str:
         return str(value).lower()
     if name.endswith("_bytes"):
         return f"{value // 2**20}MiB"
+    if name == "kv_disk":
+        return f"{value // 2**30}GiB"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from engine.errors import ModelError, RequestError
+from engine.kv.disk.saves import IdleSaves
 from engine.messages import (
     Audited,
     Failed,
@@ -165,6 +166,7 @@ class FakeEngine:
         self.auditor = FakeAudits()
         self.rechecks = Rechecks(None, [], 0)
         self.residence = FakeResidence()
+        self.saves = IdleSaves(None)
         self.last_pass: PassStats | None = None
         self._on_pass_progress = on_pass_progress
         self._on_prompt = on_prompt

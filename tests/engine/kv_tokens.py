@@ -27,13 +27,10 @@ def store_tokens(cache: KVCache, table: PageTable, tokens: list[int]) -> None:
     assert cache.reserve(table, rows)
     slots = cache.slots(table)[table.length : len(tokens)]
     values = torch.tensor(tokens[table.length :], dtype=torch.float32)
+    width = cache.pool.keys.shape[-1]
+    keys = values.view(-1, 1, 1).expand(-1, 1, width)
     for layer in range(2):
-        cache.pool.write(
-            layer,
-            slots,
-            values.view(-1, 1, 1).expand(-1, 1, 4),
-            values.view(-1, 1, 1).expand(-1, 1, 4),
-        )
+        cache.pool.write(layer, slots, keys, keys)
     cache.append_rows(table, range(rows))
     cache.publish(table, tokens)
 

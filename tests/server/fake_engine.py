@@ -165,6 +165,7 @@ class FakeEngine:
         self.on_check = callbacks.on_check
         self.on_replan = callbacks.on_replan
         self.limits: LimitMemory | None = None
+        self.on_kv_disk = callbacks.on_kv_disk
         self.on_restart = callbacks.on_restart
         self.on_resume = callbacks.on_resume
         self.spec = spec

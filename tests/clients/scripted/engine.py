@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from engine.errors import RequestError
+from engine.kv.disk.saves import IdleSaves
 from engine.messages import (
     Failed,
     Generate,
@@ -118,6 +119,7 @@ class ScriptedEngine:
         self.auditor = FakeAudits()  # nothing is ever offered to it
         self.rechecks = Rechecks(None, [], 0)
         self.residence = FakeResidence()
+        self.saves = IdleSaves(None)
         self.last_pass: PassStats | None = None
         self.info = ModelInfo(
             model_id=spec.id,

@@ -177,6 +177,7 @@ def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.Monke
     packed = [
         packed_cache.CacheEntry(Path("/cache/a"), "mine", 3 * 10**9, 0.0),
         packed_cache.CacheEntry(Path("/cache/b"), "other", 10**6, 0.0, **gone),
+        packed_cache.CacheEntry(Path("/cache/c"), "third", 1, 0.0, is_packed=False, holds_kv=True),
     ]
     removed: list[packed_cache.CacheEntry] = []
     monkeypatch.setattr(packed_cache, "entries", lambda: packed)
@@ -190,6 +191,7 @@ def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.Monke
     assert main.main(["prune", "--yes"]) == 0
     out = capsys.readouterr().out
     assert "3.0 GB" in out and "packed weights" in out and "a GGUF file that is gone" in out
+    assert "KV of prompts and answers" in out
 
 
 def test_prune_without_input_asks_for_the_option_yes(

@@ -171,7 +171,7 @@ def test_the_smallest_file_leaves_all_to_the_plan(write: Write) -> None:
     spec = entry.spec
     assert (entry.id, spec.id, spec.target) == ("small", "small", TargetSpec("owner/name"))
     assert spec.draft == DraftSpec()
-    assert (spec.memory, spec.stream) == (MemorySpec(), StreamSpec())
+    assert (spec.memory, spec.stream) == (MemorySpec(kv_disk=8 * 2**30), StreamSpec())
     assert (spec.device, spec.numerics, spec.context_length) == (None, None, None)
 
 
@@ -184,7 +184,7 @@ target:
   rope: {factor: 4, original: 4096}
 draft:  {method: subspec, bits: 4, depth: 48, width: 6}
 device: cuda:0
-memory: {device: 8GiB, ram: 24GiB, cache: 200GiB}
+memory: {device: 8GiB, ram: 24GiB, cache: 200GiB, kv_disk: 0}
 stream: {tier: auto, resident: auto, slots: 3, simulate_gbps: null}
 numerics: strict
 context_length: 16384
@@ -198,7 +198,7 @@ idle_unload: 10m
     spec = entry.spec
     assert (spec.target.dtype, spec.target.rope) == ("bfloat16", RopeSpec(4.0, 4096))
     assert spec.draft == DraftSpec(method="subspec", depth=48, width=6)
-    assert spec.memory == MemorySpec(8 * 2**30, 24 * 2**30, 200 * 2**30)
+    assert spec.memory == MemorySpec(8 * 2**30, 24 * 2**30, 200 * 2**30, kv_disk=0)
     assert spec.stream == StreamSpec(slots=3)
     assert (spec.device, spec.numerics, spec.context_length) == ("cuda:0", "strict", 16384)
     assert (spec.audit, entry.idle_unload) == (0.01, 600)

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.errors import EngineDied, ModelError, PassFailed
+from engine.kv_disk_stats import KVDiskStats
 from engine.messages import Audited, PassStats, WeightsChecked
 from server.version import version
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
@@ -292,6 +293,20 @@ async def test_damaged_weights_are_counted_from_0(
     assert series("recheck_bytes_total", model="main") == 12288
     assert series("damaged_units_total", model="main", repaired="yes") == 2
     assert series("damaged_units_total", model="main", repaired="no") == 1
+
+
+async def test_kv_on_disk_is_counted_from_0(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await chat(client)
+    names = ("hits", "tokens_read", "written_bytes", "dropped", "damaged")
+    series = await scrape(client)
+    assert [series(f"kv_disk_{name}_total", model="main") for name in names] == [0] * 5
+    engines.engine.on_kv_disk(KVDiskStats(4096, 1, 128, 4096, 0, 1))
+    engines.engine.on_kv_disk(KVDiskStats(8192, 1, 64, 4096, 3, 0))
+    series = await scrape(client)
+    assert [series(f"kv_disk_{name}_total", model="main") for name in names] == [2, 192, 8192, 3, 1]
+    assert series("kv_disk_bytes") == 8192
 
 
 async def test_audits_and_restarts_are_counted_from_0(
