@@ -41,14 +41,16 @@ GIB = 1 << 30
 DEVICE = (1000.0, 110.0)  # GB/s of its memory, TFLOP/s of dense products
 SEQUENCES = 16
 SCENARIOS = {
-    "agents, 4 sessions/s": Scenario(100, "agents", 4.0, 900.0, 300.0),
-    "agents, 7 sessions/s": Scenario(100, "agents", 7.0, 900.0, 300.0),
-    "agents, 7 sessions/s, reports every 4 s": Scenario(100, "agents", 7.0, 900.0, 300.0, 4.0),
-    "agents, 7 sessions/s, a rolling upgrade": Scenario(
-        100, "agents", 7.0, 2400.0, 300.0, upgrade_at=400.0
+    "100 replicas, agents, 7 sessions/s": Scenario(100, "agents", 7.0, 600.0, 200.0),
+    "100 replicas, agents, 4 sessions/s": Scenario(100, "agents", 4.0, 600.0, 200.0),
+    "100 replicas, chats, 10 sessions/s": Scenario(100, "chats", 10.0, 500.0, 200.0),
+    "100 replicas, agents, 7 sessions/s, reports every 4 s": Scenario(
+        100, "agents", 7.0, 600.0, 200.0, report_seconds=4.0
     ),
-    "chats, 10 sessions/s": Scenario(100, "chats", 10.0, 900.0, 300.0),
-    "1,000 replicas, agents, 70 sessions/s": Scenario(1000, "agents", 70.0, 500.0, 250.0),
+    "100 replicas, agents, 7 sessions/s, a rolling upgrade": Scenario(
+        100, "agents", 7.0, 1200.0, 200.0, upgrade_at=250.0
+    ),
+    "1,000 replicas, agents, 70 sessions/s": Scenario(1000, "agents", 70.0, 200.0, 100.0),
 }
 HEADER = (
     "placement",

@@ -4,6 +4,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Literal, Protocol
 
@@ -100,10 +101,10 @@ class _Run:
         for name in range(scenario.replicas):
             self._policy.forget(name)
             self._at(
-                scenario.report_seconds * name / scenario.replicas, lambda n=name: self._report(n)
+                scenario.report_seconds * name / scenario.replicas, partial(self._report, name)
             )
             if scenario.mean_life:
-                self._at(self._life(), lambda n=name: self._die(n))
+                self._at(self._life(), partial(self._die, name))
         if scenario.upgrade_at is not None:
             self._at(scenario.upgrade_at, lambda: self._upgrade(0))
         self._at(scenario.report_seconds, self._new_session)
@@ -246,7 +247,7 @@ class _Run:
             for name in names:
                 if self._replicas[name].is_up:
                     self._stop(name)
-                self._at(self.now + RESTART_SECONDS, lambda n=name: self._restart(n, 1))
+                self._at(self.now + RESTART_SECONDS, partial(self._restart, name, 1))
 
         self._at(self.now + DRAIN_SECONDS, end)
         if names.stop < len(self._replicas):

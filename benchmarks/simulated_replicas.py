@@ -4,8 +4,8 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from random import Random
 
+from cluster.page_hashes import PAGE_TOKENS
 from cluster.report import Load, PageChange, PageName
-from engine.kv.page_hashes import PAGE_TOKENS
 from engine.spec import TILE
 from engine.timing import StepTimes, smoothed
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cluster.page_hashes import PAGE_TOKENS, PageHash
 from cluster.report import Load, PageChange, PageName, page_name
-from engine.kv.page_hashes import PAGE_TOKENS, PageHash
 
 STALE_SECONDS = 5.0  # a replica that has not reported for longer gets no requests
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 
-from engine.kv.page_hashes import HASH_BYTES, PageHash
+from cluster.page_hashes import HASH_BYTES, PageHash
 
 PageName = bytes  # a page hash, or one that only the holder of a key can compute
 

@@ -85,6 +85,11 @@ class EngineClient:
         """The number of requests that were accepted and have not finished."""
         return len(self._requests)
 
+    @property
+    def num_prompt_tokens_left(self) -> int:
+        """The number of prompt tokens of all requests that no pass has run yet."""
+        return sum(request.num_prompt_left for request in self._requests.values())
+
     def position(self, request_id: str) -> int:
         """Return a waiting request's position in the queue, from 1; 0 if it runs or has ended.
 
@@ -124,37 +129,48 @@ class EngineClient:
         on_prompt: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
+        """Send a request to the engine, and return the stream of its tokens, as `run` does.
+
+        Args:
+            continued: the tokens that the client has, by choice; the stream goes on after them, and
+                begins with a replay for each such choice.
+            key, prediction, answer_format, traced_nodes: as in `Generate`.
+            on_prompt, on_lost: as in `run`.
+        """
+        message = request_message(
+            request_id,
+            prompt,
+            params,
+            n,
+            key,
+            speculation,
+            prediction,
+            answer_format,
+            continued,
+            traced_nodes=traced_nodes,
+        )
+        return self.run(message, on_prompt=on_prompt, on_lost=on_lost)
+
+    def run(
+        self,
+        message: Generate,
+        *,
+        on_prompt: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> AsyncGenerator[Tokens, None]:
         """Send a request to the engine, and return the stream of its tokens.
 
         Raise `EngineDied` when the model is not ready, `RequestError` when it cannot serve the
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
-            key, prediction, answer_format, traced_nodes: as in `Generate`.
-            continued: the tokens that the client has, by choice; the stream goes on after them, and
-                begins with a replay for each such choice.
+            message: its tails may be those of another engine with the same fingerprint.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
                 pass of the request begins, about once a second, and when the prompt is complete;
                 after a restart of the process again.
             on_lost: is called when the process has died and the request waits for the next one.
         """
         info = self._process.ready_info()
-        tails = (
-            Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
-        )
-        message = Generate(
-            request_id,
-            tuple(prompt),
-            params,
-            n,
-            key,
-            speculation,
-            tuple(prediction),
-            answer_format,
-            emitted=tuple(tails) if any(continued.values()) else (),
-            is_continued=any(continued.values()),
-            traced_nodes=traced_nodes,
-        )
         check_request(message, info)
         events: EventQueue = asyncio.Queue()
         most = min(info.context_length, info.capacity_tokens) - len(message.prompt)
@@ -163,8 +179,9 @@ class EngineClient:
             raise _refusal()
         if len(self._requests) >= self._max_queue:
             raise QueueFull(f"{len(self._requests)} requests are waiting or running. Try again.")
-        assert request_id not in self._requests, f"request id {request_id!r} is in use"
-        self._requests[request_id] = request
+        name = message.request_id
+        assert name not in self._requests, f"request id {name!r} is in use"
+        self._requests[name] = request
         self._send_requests()
         return TokenStream(events, lambda: self._abort(request))
 
@@ -318,6 +335,36 @@ class EngineClient:
         """Return whether a request is refused, because processes died of it."""
         is_known = bool(self._deaths)
         return is_known and self._deaths.is_refused(request.fingerprint, time.monotonic())
+
+
+def request_message(
+    request_id: str,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    n: int = 1,
+    key: str = "",
+    speculation: Speculation = AUTO,
+    prediction: Sequence[int] = (),
+    answer_format: AnswerFormat | None = None,
+    continued: Mapping[int, Sequence[int]] = NOTHING,
+    *,
+    traced_nodes: int = 0,
+) -> Generate:
+    """Return the message that begins a request. The arguments are those of `generate`."""
+    tails = (Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n))
+    return Generate(
+        request_id,
+        tuple(prompt),
+        params,
+        n,
+        key,
+        speculation,
+        tuple(prediction),
+        answer_format,
+        emitted=tuple(tails) if any(continued.values()) else (),
+        is_continued=any(continued.values()),
+        traced_nodes=traced_nodes,
+    )
 
 
 def _refusal(death: EngineError | None = None) -> RequestError:

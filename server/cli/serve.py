@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,12 +23,16 @@ from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
+from server.config.peers import peer_addresses
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
+
+if TYPE_CHECKING:
+    from cluster.peers import Peers
 
 END_POLL_S = 0.02
 LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
@@ -156,6 +160,7 @@ def serve(
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
     registry = open_registry(folders, settings)
+    peers = open_peers(settings)
     entry = registry.find(None)
     console.take_logs(settings.log_level)
     if args.api_key is not None:
@@ -164,7 +169,7 @@ def serve(
         console.line(f"{entry.id} already has a file: {entry.path}")
     saved = save_folder(explicit, Path.cwd(), env) / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
-    app = create_app(settings, registry, keys=keys, progress=console.progress)
+    app = create_app(settings, registry, keys=keys, progress=console.progress, peers=peers)
     config = http_config(app, settings.client_timeout)
     allow_connections()
     with (
@@ -184,6 +189,15 @@ def serve(
         if signals.first is not None:
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
+
+
+def open_peers(settings: Settings) -> "Peers | None":
+    """Return the peers of the settings; None without any. Raise `ConfigError` for wrong ones."""
+    if not settings.peers:
+        return None
+    from cluster.peers import Peers  # an HTTP client, which others do not need
+
+    return Peers(peer_addresses(settings.peers))
 
 
 async def _run(

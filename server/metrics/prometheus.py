@@ -16,6 +16,7 @@ from prometheus_client import (
 
 from engine.messages import Audited, PassStats, StateStats, WeightsChecked
 from server.metrics.measurement import Measurement
+from server.metrics.peers import PeerGauges
 from server.metrics.usage import Totals
 from server.schemas.status import RecurrentStates, ServerStatus
 
@@ -261,12 +262,14 @@ class _Gauges:
         )
         self._pages = _gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = _gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
+        self._peers = PeerGauges(registry)
 
     def set(self, status: ServerStatus) -> None:
         """Set all gauges to the present figures."""
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
         self._waiting.labels("model").set(status["queue"]["waiting_for_model"])
+        self._peers.set(status["peers"])
         self._waiting.labels("pass").set(status["queue"]["waiting_for_pass"])
         own = (self._running, self._gbps, self._limit, self._bits, self._pages, self._used)
         for series in own:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from hypothesis import given, settings, strategies as st
 
+from cluster.page_hashes import PAGE_TOKENS, page_hashes
 from cluster.placement import STALE_SECONDS, Placement, Prompt
 from cluster.report import Load, PageChange
-from engine.kv.page_hashes import PAGE_TOKENS, page_hashes
 
 IDLE = Load(
     prompt_seconds=0.0,
@@ -167,9 +167,7 @@ def test_no_replica_that_can_take_a_request_has_an_earlier_first_token(
     for tokens in lengths:
         offers = []
         for number, (load, asked_at, _) in enumerate(found):
-            alone = deepcopy(made).place(
-                of_length(tokens), now, lambda name, n=number: name == str(n)
-            )  # type: ignore[misc]
+            alone = deepcopy(made).place(of_length(tokens), now, str(number).__eq__)
             can = now - asked_at <= STALE_SECONDS and tokens < load.longest
             assert (alone is not None) is can
             if alone is not None:

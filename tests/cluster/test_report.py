@@ -2,8 +2,8 @@
 
 from hypothesis import given, settings, strategies as st
 
+from cluster.page_hashes import PAGE_TOKENS, page_hashes
 from cluster.report import PageChange, naming_key, page_name
-from engine.kv.page_hashes import PAGE_TOKENS, page_hashes
 from engine.kv.page_pool import PAGE
 
 texts = st.tuples(st.integers(0, 4 * PAGE_TOKENS), st.integers(0, 4 * PAGE_TOKENS)).map(
