@@ -25,7 +25,7 @@ PYTHON_CLIENTS := $(patsubst tests/clients/python/%.txt,build/clients/%/.install
 OLDEST_TRANSFORMERS := 5.17.0
 BIN := $(VENV)/bin
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-CHECKED := $(wildcard engine server tests configs benchmarks)
+CHECKED := $(wildcard engine cluster server tests configs benchmarks)
 PIP_FLAGS := --quiet --disable-pip-version-check
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Spinning OpenMP threads slow each other on a busy machine.
@@ -45,7 +45,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers bench-cluster first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -142,6 +142,9 @@ bench-coded: $(VENV)/.installed-bench ## compare weights in the lossless code wi
 bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## compare with other engines (needs root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)
 
+bench-cluster: $(VENV)/.installed ## simulate 100 and 1,000 replicas and how requests are placed (15 minutes)
+	$(BIN)/python -m benchmarks.cluster_sim $(ARGS)
+
 # It needs no environment of its own: a machine that lends its GPU may have no network.
 first-gpu-run: ## measure everything on a GPU in nine minutes: ARGS="--device cpu" is a dry run
 	$(GPU_PYTHON) -m benchmarks.first_gpu_run $(ARGS)
@@ -153,8 +156,8 @@ format: $(VENV)/.installed-test ## format the source code
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
 
-count: ## count the lines of the two packages
-	@for part in engine server; do \
+count: ## count the lines of the packages
+	@for part in engine cluster server; do \
 	  echo "$$part/ $$(find $$part -name '*.py' -exec cat {} + | wc -l) lines"; \
 	done
 

@@ -7,8 +7,10 @@ EngineError
 │                  little, or the answer's parser failed: this request fails, the engine goes on
 ├── QueueFull      too many requests wait: answered with a 503 and Retry-After
 └── EngineDied     the engine process ended or stalled while the request was running
+    └── StreamCut  and no other one can go on with its answer, whose tokens it has
 """
 
+from collections.abc import Mapping, Sequence
 from reprlib import Repr
 
 LONGEST_MESSAGE = 2000  # characters
@@ -114,3 +116,21 @@ class EngineDied(EngineError):
     def __init__(self, message: str, code: str = "engine_died") -> None:
         super().__init__(message)
         self.code = code
+
+
+class StreamCut(EngineDied):
+    """An answer was begun, and no engine that could go on with it is left.
+
+    Args:
+        fingerprint: that of the engine that must go on with it.
+        emitted: by choice, the tokens so far of those that have not finished.
+        seed: the seed of the answer.
+    """
+
+    def __init__(
+        self, message: str, fingerprint: str, emitted: Mapping[int, Sequence[int]], seed: int
+    ) -> None:
+        super().__init__(message, "stream_cut")
+        self.fingerprint = fingerprint
+        self.emitted = emitted
+        self.seed = seed

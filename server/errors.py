@@ -1,7 +1,7 @@
 """The errors that clients see, in the form of the OpenAI API's error object."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import NotRequired, Self
 
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
@@ -12,6 +12,7 @@ from engine.errors import (
     PassFailed,
     QueueFull,
     RequestError,
+    StreamCut,
 )
 
 RETRY_AFTER_S = 5
@@ -25,6 +26,10 @@ class ErrorObject(TypedDict):
     type: str
     param: str | None
     code: str | None
+    # Of a stream that was cut off: what a request needs that goes on with it.
+    continue_tokens: NotRequired[dict[str, list[int]]]
+    fingerprint: NotRequired[str]
+    seed: NotRequired[int]
 
 
 class ErrorBody(TypedDict):
@@ -41,6 +46,7 @@ class ApiError(Exception):
         code: the machine-readable reason.
         param: the request field at fault.
         headers: further headers of the answer.
+        cut: the stream that was cut off, which the client can go on with.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class ApiError(Exception):
         param: str | None = None,
         status: int = 400,
         headers: Mapping[str, str] | None = None,
+        cut: StreamCut | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -58,6 +65,7 @@ class ApiError(Exception):
         self.param = param
         self.status = status
         self.headers = dict(headers or {})
+        self.cut = cut
 
     @classmethod
     def missing(cls, param: str, message: str | None = None) -> Self:
@@ -77,14 +85,17 @@ class ApiError(Exception):
 
     def body(self) -> ErrorBody:
         """Return the JSON body of the answer."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
+        error: ErrorObject = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
         }
+        if self.cut is not None:
+            ids = {str(choice): list(emitted) for choice, emitted in self.cut.emitted.items()}
+            error["continue_tokens"] = ids
+            error["fingerprint"], error["seed"] = self.cut.fingerprint, self.cut.seed
+        return {"error": error}
 
 
 def as_api_error(error: ApiError | EngineError) -> ApiError:
@@ -96,6 +107,9 @@ def as_api_error(error: ApiError | EngineError) -> ApiError:
             return ApiError(str(error), code=error.code, param=error.param)
         case QueueFull():
             return ApiError.unavailable(str(error), "queue_full")
+        case StreamCut():
+            retry = {"Retry-After": str(RETRY_AFTER_S)}
+            return ApiError(str(error), code=error.code, status=503, headers=retry, cut=error)
         case EngineDied():
             return ApiError.unavailable(str(error), error.code)
         case PassFailed():

@@ -32,6 +32,7 @@ PACKAGES: tuple[str, ...] = (
     "server.metrics",
     "server.schemas",
     "server",
+    "cluster",
     "engine.process",
     "engine.runtime",
     "engine.planning",
@@ -67,6 +68,9 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ),
     ("engine.parsing*", "engine.[!p]*", "parsers are pure"),
     ("server*", "torch*", "the front end never touches the device"),
+    ("cluster*", "server*", "the front end uses the cluster"),
+    ("cluster*", "torch*", "the front end never touches the device"),
+    ("cluster*", "fastapi*", "HTTP belongs in server/http"),
     ("server.schemas*", "engine*", "schemas describe only the API"),
     ("server.doors*", "fastapi*", "doors are pure"),
     ("server.chat*", "fastapi*", "HTTP belongs in server/http"),
@@ -90,6 +94,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.moves"),
     ("server*", "engine.parsing*"),  # the parsers of answers
     ("server*", "engine.spec"),
+    ("server.metrics.passes", "engine.timing"),  # the seconds of passes by their rows
     ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.config.model_file", "engine.text.template"),  # whether one is a template
     ("server.text.tokenizer", "engine.sampling.grammar.check"),  # checks that a grammar compiles
@@ -179,7 +184,8 @@ MAY_ASK_FOR_THE_DEVICE: tuple[tuple[str, str], ...] = (
     ("engine.drafting.model.substitutes", "a kernel repacks its weights on a CPU"),
 )
 
-TOP_LEVEL = ("engine", "server", "tests", "configs", "benchmarks")
+OWN = ("engine", "cluster", "server")  # what a wheel has
+TOP_LEVEL = (*OWN, "tests", "configs", "benchmarks")
 IN_ONE_FILE_ONLY = ("bitsandbytes", "llguidance", "llvmlite", "numba")
 # Only CUDA builds of torch contain Triton. Files with these names import it, and functions import
 # those files.
@@ -208,9 +214,19 @@ def modules(root: Path, package: str) -> dict[str, Path]:
     return found
 
 
+def own_modules(root: Path) -> dict[str, Path]:
+    """Return dotted name -> file for every module that a wheel has."""
+    return {name: path for top in OWN for name, path in modules(root, top).items()}
+
+
 def all_imports(root: Path) -> list[Import]:
     """Return every import of our own code."""
     return [found for top in TOP_LEVEL for found in imports(root, top)]
+
+
+def own_imports(root: Path) -> list[Import]:
+    """Return every import of the code that a wheel has."""
+    return [found for top in OWN for found in imports(root, top)]
 
 
 def imports(root: Path, package: str) -> list[Import]:
@@ -252,10 +268,10 @@ def package_of(module: str) -> str | None:
 
 
 def unplaced(root: Path) -> list[str]:
-    """Return the folders with code in engine and server that `PACKAGES` does not name."""
+    """Return the folders with code in the packages of `OWN` that `PACKAGES` does not name."""
     return [
         f"{folder.relative_to(root)}: give it a place in PACKAGES (tests/architecture.py)"
-        for top in ("engine", "server")
+        for top in OWN
         for folder in sorted({path.parent for path in (root / top).glob("*/*.py")})
         if f"{top}.{folder.name}" not in PACKAGES
     ]
@@ -297,7 +313,7 @@ def circles(root: Path) -> list[str]:
 def forbidden_imports(root: Path) -> list[str]:
     """Return imports that a line of `FORBIDDEN` forbids."""
     wrong = []
-    for found in imports(root, "engine") + imports(root, "server"):
+    for found in own_imports(root):
         for who, what, because in FORBIDDEN:
             if fnmatchcase(found.importer, who) and fnmatchcase(found.imported, what):
                 wrong.append(f"{found.where}: imports {found.imported}, but {because}")
@@ -321,7 +337,7 @@ def scattered_imports(root: Path) -> list[str]:
     """Return packages of `IN_ONE_FILE_ONLY` that more than one file imports."""
     wrong = []
     for package in IN_ONE_FILE_ONLY:
-        found = imports(root, "engine") + imports(root, "server")
+        found = own_imports(root)
         files = sorted({f.importer for f in found if f.imported.split(".")[0] == package})
         if len(files) > 1:
             wrong.append(f"{package} is imported in {', '.join(files)}; one file is enough")
@@ -331,7 +347,7 @@ def scattered_imports(root: Path) -> list[str]:
 def import_time_imports(root: Path) -> list[str]:
     """Return packages of `IN_ONE_FILE_ONLY` that are imported before their first use."""
     wrong = []
-    for package in ("engine", "server"):
+    for package in OWN:
         for path in modules(root, package).values():
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 names = []
@@ -348,7 +364,7 @@ def import_time_imports(root: Path) -> list[str]:
 def triton_imports(root: Path) -> list[str]:
     """Return imports of Triton and of files with kernels that fail where there is no Triton."""
     wrong = []
-    for package in ("engine", "server"):
+    for package in OWN:
         known = modules(root, package)
         for name, path in known.items():
             if fnmatchcase(name, TRITON_FILES):
@@ -371,10 +387,10 @@ def named_methods(root: Path) -> list[str]:
     own = {f"{folder}.{name}" for name in names}
     wrong = [
         f"{found.where}: imports {found.imported}; its facts are in engine.drafting.method.facts_of"
-        for found in imports(root, "engine") + imports(root, "server")
+        for found in own_imports(root)
         if found.imported in own and found.importer != found.imported
     ]
-    for module, path in (modules(root, "engine") | modules(root, "server")).items():
+    for module, path in own_modules(root).items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Constant) and node.value in names):
                 continue
@@ -394,7 +410,7 @@ def foreign_attributes(root: Path) -> list[str]:
     because a record belongs to the file that declares it. `SET_FROM_OUTSIDE` lists all others.
     """
     wrong = []
-    for package in ("engine", "server"):
+    for package in OWN:
         for path in modules(root, package).values():
             file, tree = str(path.relative_to(root)), ast.parse(path.read_text(encoding="utf-8"))
             fields = _record_fields(tree)

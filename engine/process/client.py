@@ -91,6 +91,11 @@ class EngineClient:
         """Set limits of memory, which hold until the next ones, also for a restarted process."""
         self._process.limit_memory(limits)
 
+    @property
+    def num_prompt_tokens_left(self) -> int:
+        """The number of prompt tokens of all requests that no pass has run yet."""
+        return sum(request.num_prompt_left for request in self._requests.values())
+
     def position(self, request_id: str) -> int:
         """Return a waiting request's position in the queue, from 1; 0 if it runs or has ended.
 
@@ -132,15 +137,44 @@ class EngineClient:
         on_lost: Callable[[], None] | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
+        """Send a request to the engine, and return the stream of its tokens, as `run` does.
+
+        Args:
+            continued: the tokens that the client has, by choice; the stream goes on after them, and
+                begins with a replay for each such choice.
+            key, prediction, answer_format, traced_nodes, http_id: as in `Generate`.
+            on_prompt, on_lost, on_tokens: as in `run`.
+        """
+        message = request_message(
+            request_id,
+            prompt,
+            params,
+            n,
+            key,
+            speculation,
+            prediction,
+            answer_format,
+            continued,
+            traced_nodes=traced_nodes,
+            http_id=http_id,
+        )
+        return self.run(message, on_prompt=on_prompt, on_lost=on_lost, on_tokens=on_tokens)
+
+    def run(
+        self,
+        message: Generate,
+        *,
+        on_prompt: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> AsyncGenerator[Tokens, None]:
         """Send a request to the engine, or to the next one, and return the stream of its tokens.
 
         Raise `EngineDied` when the model is not loaded, `RequestError` when it cannot serve the
         request, and `QueueFull`. Iterating raises `RequestError`, `PassFailed` or `EngineDied`.
 
         Args:
-            key, prediction, answer_format, traced_nodes, http_id: as in `Generate`.
-            continued: the tokens that the client has, by choice; the stream goes on after them, and
-                begins with a replay for each such choice.
+            message: its tails may be those of another engine with the same fingerprint.
             on_prompt: is called with the number of prompt tokens whose KV is stored, when the first
                 pass of the request begins, about once a second, and when the prompt is complete;
                 after a restart of the process again.
@@ -148,20 +182,6 @@ class EngineClient:
             on_tokens: is called with the number of new tokens when they arrive, read or not.
         """
         info = self._process.accepting_info()
-        message = Generate(
-            request_id,
-            tuple(prompt),
-            params,
-            n,
-            key,
-            speculation,
-            tuple(prediction),
-            answer_format,
-            emitted=_given_tails(continued, n),
-            is_continued=any(continued.values()),
-            traced_nodes=traced_nodes,
-            http_id=http_id,
-        )
         check_request(message, info)
         events: EventQueue = asyncio.Queue()
         most = min(info.context_length, info.capacity_tokens) - len(message.prompt)
@@ -170,8 +190,9 @@ class EngineClient:
             raise _refusal()
         if len(self._requests) >= self._max_queue:
             raise QueueFull(f"{len(self._requests)} requests are waiting or running. Try again.")
-        assert request_id not in self._requests, f"request id {request_id!r} is in use"
-        self._requests[request_id] = request
+        name = message.request_id
+        assert name not in self._requests, f"request id {name!r} is in use"
+        self._requests[name] = request
         self._send_requests()
         return TokenStream(events, lambda: self._abort(request))
 
@@ -327,12 +348,35 @@ class EngineClient:
         return is_known and self._deaths.is_refused(request.fingerprint, time.monotonic())
 
 
-def _given_tails(continued: Mapping[int, Sequence[int]], n: int) -> tuple[Tail, ...]:
-    """Return a tail for each of `n` choices; () if the client has no token of any."""
-    if not any(continued.values()):
-        return ()
-    return tuple(
-        Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n)
+def request_message(
+    request_id: str,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    n: int = 1,
+    key: str = "",
+    speculation: Speculation = AUTO,
+    prediction: Sequence[int] = (),
+    answer_format: AnswerFormat | None = None,
+    continued: Mapping[int, Sequence[int]] = NOTHING,
+    *,
+    traced_nodes: int = 0,
+    http_id: str = "",
+) -> Generate:
+    """Return the message that begins a request. The arguments are those of `generate`."""
+    tails = (Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n))
+    return Generate(
+        request_id,
+        tuple(prompt),
+        params,
+        n,
+        key,
+        speculation,
+        tuple(prediction),
+        answer_format,
+        emitted=tuple(tails) if any(continued.values()) else (),
+        is_continued=any(continued.values()),
+        traced_nodes=traced_nodes,
+        http_id=http_id,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from array import array
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -97,6 +97,7 @@ class RunningRequest:
         self.is_lost = False  # whether the process that had it has died, and none has it yet
         self.has_run = False  # whether a pass of the current process has run some of it
         self.num_new = 0  # tokens since its process died last
+        self.num_prompt_left = len(message.prompt)  # tokens of it that no pass has run yet
         self.name = message.request_id  # in the current process
         self.engine = ""  # the fingerprint of the engine that has run it last
         self._on_prompt = on_prompt
@@ -106,10 +107,13 @@ class RunningRequest:
         self._has_tokens = False  # of the current process
         self._num_sent = 0
         self._emitted = {choice: array("q") for choice in range(message.n)}  # not of finished ones
-        for tail in message.emitted:
-            self._emitted[tail.choice].extend(tail.ids)
-        self._unread = {tail.choice for tail in message.emitted}  # those that need a replay
-        self._stats: dict[int, Stats] = {}
+        if message.emitted:  # choices without a tail have ended
+            self._emitted = {tail.choice: array("q", tail.ids) for tail in message.emitted}
+        # Those that need a replay.
+        self._unread = {tail.choice for tail in message.emitted if not tail.is_read}
+        self._stats: dict[int, Stats] = {
+            tail.choice: tail.stats for tail in message.emitted if tail.stats is not None
+        }
 
     @cached_property
     def fingerprint(self) -> Hashable:
@@ -120,6 +124,15 @@ class RunningRequest:
     def num_unfinished(self) -> int:
         """The number of choices without a finish."""
         return len(self._emitted)
+
+    @property
+    def emitted(self) -> Mapping[int, Sequence[int]]:
+        """The tokens so far of each choice that has not finished."""
+        return self._emitted
+
+    def is_unread(self, choice: int) -> bool:
+        """Return whether the front end waits for a replay of the first tokens of a choice."""
+        return choice in self._unread
 
     @property
     def num_tokens(self) -> int:
@@ -167,12 +180,14 @@ class RunningRequest:
     def lose(self) -> None:
         """Note that the process has died that had the request."""
         self.is_sent, self.is_lost, self.num_new = False, True, 0
+        self.num_prompt_left = len(self.message.prompt)
         if self._on_lost is not None:
             self._on_lost()
 
     def note_prompt(self, done: int) -> None:
         """Record that the request takes part in a pass, with `done` tokens of its prompt stored."""
         self.is_waiting, self.has_run = False, True
+        self.num_prompt_left = len(self.message.prompt) - done
         if self._on_prompt is not None:
             self._on_prompt(done)
 

@@ -156,9 +156,10 @@ async def run(
         outputs = generate(model, job, caller.request_id, caller.measurement.wait, answer.totals)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
-                if caller.measurement.first_token_s is None and model.engine.info is not None:
+                if caller.measurement.first_token_s is None:
                     # The engine that began it: another one may have died before its first token.
-                    answer.source["system_fingerprint"] = model.engine.info.fingerprint
+                    found = model.fingerprint_of(f"{job.id}-0")
+                    answer.source["system_fingerprint"] = found or model.info.fingerprint
                 caller.measurement.note_tokens(len(output.tokens.ids))
                 for chunk in writer.write(output):
                     yield chunk

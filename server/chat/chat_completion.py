@@ -53,7 +53,8 @@ async def chat_chunks(
         grammar=asked.grammar,
         thinking=asked.thinking,
     )
-    check_continued(body, asked.continued, params, model.info)
+    check_continued(body, asked.continued, params, model.info, model.fingerprints)
+    stops_in = AnswerFormat(*formats.names, asked.tools, asked.before)
     job = Job(
         new_id("chatcmpl"),
         [asked.prompt],
@@ -62,10 +63,9 @@ async def chat_chunks(
         key=caller.key,
         speculation=speculation_of(body.speculation, model.info),
         prediction=asked.prediction,
-        answer_format=AnswerFormat(*formats.names, asked.tools, asked.before)
-        if params.stop
-        else None,
+        answer_format=stops_in if params.stop else None,
         continued=asked.continued,
+        fingerprint=body.fingerprint,
         traced_nodes=traced_nodes(body),
     )
     spelling = model.facts.bytes.showing(asked.shown_tokens)

@@ -1,7 +1,7 @@
 """The checks of a request that goes on with an answer which another request has begun."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from engine.messages import ModelInfo, SamplingParams
 from server.errors import ApiError
@@ -31,14 +31,21 @@ def continued_ids(body: Body, num_prompts: int = 1) -> "dict[int, array[int]]":
 
 
 def check_continued(
-    body: Body, continued: Continued, params: SamplingParams, info: ModelInfo
+    body: Body,
+    continued: Continued,
+    params: SamplingParams,
+    info: ModelInfo,
+    fingerprints: Collection[str],
 ) -> None:
     """Raise `ApiError` 400 unless this engine can go on with the answer, as far as is known here.
 
     The engine's client checks whether the ids exist, and the engine whether the answer can have
     them.
+
+    Args:
+        fingerprints: those of the engines that may go on with it, here and at peers.
     """
-    if body.fingerprint is not None and body.fingerprint != info.fingerprint:
+    if body.fingerprint is not None and body.fingerprint not in fingerprints:
         raise ApiError(
             f"This engine has the fingerprint '{info.fingerprint}', not '{body.fingerprint}', so "
             "its tokens may differ. Send the request to the server that began the answer, or begin "

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field, replace
 from engine.messages import (
     AUTO,
     AnswerFormat,
+    Generate,
+    ModelInfo,
     SamplingParams,
     Speculation,
     Stats,
     TokenLogprob,
     Tokens,
 )
+from engine.process.client import request_message
 from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait, in_line
 from server.models.loaded_model import LoadedModel
@@ -36,11 +39,24 @@ class Job:
     # By index of the choice in the answer, the tokens that the client has, and that are not shown.
     continued: Mapping[int, Sequence[int]] = field(default_factory=dict)
     traced_nodes: int = 0  # of each prompt, as in `Generate`
+    fingerprint: str | None = None  # the one that its engine must have
 
     @property
     def num_choices(self) -> int:
         """Return the number of choices that are generated, also those that are not shown."""
         return len(self.prompts) * max(self.n, self.best_of)
+
+    def fingerprint_on(self, info: ModelInfo) -> str | None:
+        """Return the fingerprint that the engines of its streams must have; None: any.
+
+        An answer has one fingerprint, so several prompts need engines that compute the same bits;
+        and so do tokens that the client has from an engine which it does not name.
+
+        Args:
+            info: the engine of this server.
+        """
+        is_bound = bool(self.continued) or len(self.prompts) > 1
+        return self.fingerprint or (info.fingerprint if is_bound else None)
 
     def continued_of(self, prompt: int) -> dict[int, Sequence[int]]:
         """Return the tokens that the client has of the choices of one prompt, by choice."""
@@ -86,19 +102,11 @@ async def generate(
     async with contextlib.AsyncExitStack() as stack:
         streams: list[AsyncGenerator[Tokens, None]] = []
         params = replace(job.params, logprobs=job.params.logprobs or 0) if is_ranked else job.params
-        for i, prompt in enumerate(job.prompts):
-            stream = model.engine.generate(
-                f"{job.id}-{i}",
-                prompt,
-                params,
-                max(job.n, job.best_of),
-                job.key,
-                job.speculation,
-                job.prediction,
-                job.answer_format,
-                job.continued_of(i),
-                traced_nodes=job.traced_nodes,
-                http_id=http_id,
+        for i in range(len(job.prompts)):
+            stream = model.run(
+                _message(job, i, params, http_id),
+                fingerprint=job.fingerprint_on(model.info),
+                first_choice=i * job.n,
                 on_prompt=functools.partial(note_prompt, i),
                 on_lost=functools.partial(note_lost, i),
                 on_tokens=totals.note_generated,
@@ -117,6 +125,23 @@ async def generate(
         for prompt_index, outputs in enumerate(held_back):
             for rank, tokens in _rank_choices(outputs):
                 yield Output(prompt_index * job.n + rank if rank < job.n else None, tokens)
+
+
+def _message(job: Job, index: int, params: SamplingParams, http_id: str) -> Generate:
+    """Return the engine's message for one prompt of a job."""
+    return request_message(
+        f"{job.id}-{index}",
+        job.prompts[index],
+        params,
+        max(job.n, job.best_of),
+        job.key,
+        job.speculation,
+        job.prediction,
+        job.answer_format,
+        job.continued_of(index),
+        traced_nodes=job.traced_nodes,
+        http_id=http_id,
+    )
 
 
 class _PromptLogprobs:

@@ -39,7 +39,7 @@ async def text_chunks(
         prompt_logprobs=body.logprobs if body.echo else None,
         grammar=asked.grammar,
     )
-    check_continued(body, asked.continued, params, model.info)
+    check_continued(body, asked.continued, params, model.info, model.fingerprints)
     job = Job(
         new_id("cmpl"),
         asked.prompts,
@@ -49,6 +49,7 @@ async def text_chunks(
         caller.key,
         speculation_of(body.speculation, model.info),
         continued=asked.continued,
+        fingerprint=body.fingerprint,
         traced_nodes=traced_nodes(body, len(asked.prompts)),
     )
     answer = new_answer(

@@ -10,7 +10,7 @@ from server.cli.console import Console, columns, records, table
 from server.cli.remote import ENV_URL, Remote, RemoteError, choose_url, connect, connect_to
 from server.cli.servers import running_servers, wait_for_end
 from server.metrics.load_speed import step_text
-from server.schemas.status import ModelStatus, ServerStatus
+from server.schemas.status import ModelStatus, PeerStatus, ServerStatus
 
 END_S = 60.0  # for a server whose requests end; its own limit is `shutdown_timeout`
 HEADER = ("MODEL", "STATE", "CONTEXT", "WEIGHTS", "DRAFT", "REQUESTS", "TOKENS/S", "SERVER")
@@ -48,6 +48,7 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
         for model in status["models"]
         if args.all or model["state"] != "unloaded"
     ]
+    rows += [_peer_row(peer) for status in found.values() for peer in status["peers"]]
     if rows:
         print(_listing(rows, width=columns(), has_servers=len(found) > 1))
     else:
@@ -86,6 +87,12 @@ def _row(model: ModelStatus, status: ServerStatus, url: str) -> tuple[str, ...]:
         f"{speed:.1f}" if is_running else "-",
         url,
     )
+
+
+def _peer_row(peer: PeerStatus) -> tuple[str, ...]:
+    note = f": {peer['note']}" if peer["note"] else ""
+    model, state = peer["model"] or "-", f"peer, {peer['state']}{note}"
+    return (model, state, "-", "-", "-", str(peer["requests"]), "-", peer["url"])
 
 
 def state_text(model: ModelStatus) -> str:

@@ -23,6 +23,7 @@ from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
+from server.config.peers import peer_addresses
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
@@ -31,8 +32,9 @@ from server.http.certificate import Certificate, read_certificate
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
 
-if TYPE_CHECKING:  # it imports OpenTelemetry, which is an extra
-    from server.traces.exporting import ExportedTraces
+if TYPE_CHECKING:
+    from cluster.peers import Peers
+    from server.traces.exporting import ExportedTraces  # it imports OpenTelemetry, an extra
 
 END_POLL_S = 0.02
 LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
@@ -190,6 +192,7 @@ def _serve(
     _refuse_open_host(settings, keys)
     certificate = read_certificate(settings.tls_cert, settings.tls_key)
     registry = open_registry(folders, settings)
+    peers = open_peers(settings)
     entry = registry.find(None)
     if args.api_key is not None:
         console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
@@ -200,7 +203,9 @@ def _serve(
     listener = bind(settings.host, settings.port, settings.client_timeout)
     traces = open_traces(settings, env)
     ended = traces.record if traces is not None else lambda _: None
-    app = create_app(settings, registry, keys=keys, ended=ended, progress=console.progress)
+    app = create_app(
+        settings, registry, keys=keys, ended=ended, progress=console.progress, peers=peers
+    )
     config = http_config(app, settings.client_timeout, certificate)
     url = local_url(listener, is_tls=certificate is not None)
     allow_connections()
@@ -224,6 +229,15 @@ def _serve(
             drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
+
+
+def open_peers(settings: Settings) -> "Peers | None":
+    """Return the peers of the settings; None without any. Raise `ConfigError` for wrong ones."""
+    if not settings.peers:
+        return None
+    from cluster.peers import Peers  # an HTTP client, which others do not need
+
+    return Peers(peer_addresses(settings.peers))
 
 
 async def _run(

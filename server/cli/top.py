@@ -1,7 +1,7 @@
 """The command `understudy top`: a live view of a server's models, queue, speed, link and memory."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,7 +13,7 @@ from rich.text import Text
 from engine.errors import escaped
 from server.cli.control import state_text, tiers_text
 from server.cli.remote import connect
-from server.schemas.status import EngineStatus, ServerStatus
+from server.schemas.status import EngineStatus, PeerStatus, ServerStatus
 from server.sizes import several
 
 BAR = 24  # columns
@@ -53,6 +53,8 @@ def view(status: ServerStatus, url: str, width: int) -> RenderableType:
     ]
     if engine is not None:
         parts += ["", _figures(engine, has_bars=width >= NARROW)]
+    if status["peers"]:
+        parts += ["", _peers(status["peers"])]
     return Group(*parts)
 
 
@@ -77,6 +79,26 @@ def _models(status: ServerStatus, *, is_narrow: bool) -> Table:
             model.get("draft", ""),
         )
         table.add_row(*(escape(escaped(cell)) for cell in cells[: len(names)]), style=style)
+    return table
+
+
+def _peers(peers: Sequence[PeerStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("PEER", "STATE", "MODEL", "REQUESTS", "OURS", "SENT", "LOST", "NOTE"):
+        table.add_column(name, overflow="fold")
+    for peer in peers:
+        cells = (
+            peer["url"],
+            peer["state"],
+            peer["model"] or "-",
+            str(peer["requests"]),
+            str(peer["running"]),
+            str(peer["sent"]),
+            str(peer["lost"]),
+            peer["note"],
+        )
+        style = "green" if peer["state"] == "ready" else "yellow"
+        table.add_row(*(escape(escaped(cell)) for cell in cells), style=style)
     return table
 
 

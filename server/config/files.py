@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -138,10 +138,17 @@ def _explain(
 
 def _keys_at(kind: type[Section], loc: Sequence[int | str]) -> Iterator[str]:
     for part in loc:
-        annotation = kind.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            kind = annotation
+        if isinstance(part, str):  # numbers are places in lists
+            kind = _section_in(kind.model_fields[part].annotation) or kind
     yield from kind.model_fields
+
+
+def _section_in(annotation: object) -> type[Section] | None:
+    """Return the section that a key has, or a list of which it has; None if it has other values."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = (_section_in(own) for own in get_args(annotation))
+    return next((own for own in found if own is not None), None)
 
 
 def asked_folder(option: Path | None, env: Mapping[str, str]) -> Path | None:

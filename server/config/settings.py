@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from server.config.files import Section, Size, check_section, read_yaml
+from server.config.peers import PeerSections, in_folder
 
 FILE_NAME = "understudy.yaml"
 PREFIX = "UNDERSTUDY_"
 FILES = ("api_key_file", "tls_cert", "tls_key")  # relative to the folder of the file that has them
+FILE_ONLY = ("peers",)  # settings that no variable and no option sets
 
 LONGEST_S = 366 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
@@ -35,7 +37,8 @@ HostNames = Annotated[tuple[HostName, ...], BeforeValidator(_words)]
 class Settings(Section):
     """The server's settings.
 
-    Each field is a key of `understudy.yaml` and an environment variable `UNDERSTUDY_<FIELD>`.
+    Each field is a key of `understudy.yaml` and, but for those of `FILE_ONLY`, an environment
+    variable `UNDERSTUDY_<FIELD>`.
     """
 
     host: str = "127.0.0.1"
@@ -60,6 +63,7 @@ class Settings(Section):
     tls_key: Path | None = None  # a PEM file; None: the key is in `tls_cert`
     cors_origins: Origins = ()  # web pages of these origins may send requests; "*": of all
     allowed_hosts: HostNames = ()  # further host names of this server, if it has no keys; "*": any
+    peers: PeerSections = ()  # other servers of the same model, which requests may run on
     insecure: bool = False  # whether to listen on other hosts than loopback without keys
 
 
@@ -78,11 +82,15 @@ def load_settings(
         if (folder / FILE_NAME).is_file():
             where = str(folder / FILE_NAME)
             values |= read_yaml(folder / FILE_NAME)
+            if "peers" in values:
+                values["peers"] = in_folder(values["peers"], folder)
             for name in FILES:
                 if isinstance(values.get(name), str):
                     values[name] = folder / values[name]
             break
     for name in Settings.model_fields:
+        if name in FILE_ONLY:
+            continue
         variable = PREFIX + name.upper()
         if env.get(variable):
             values[name], origin[name] = env[variable], f"environment variable {variable}"

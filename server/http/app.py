@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -32,8 +33,12 @@ from server.schemas.status import LoadStep
 from server.text.client import TextProcess
 from server.text.work import TextWork
 
+if TYPE_CHECKING:  # it imports an HTTP client, which only a server with peers needs
+    from cluster.peers import Peers
+
 # The modules of the functions that the text process runs, which it imports at its start.
 TEXT_MODULES = (
+    "server.chat.asked_by_peer",
     "server.chat.prepare",
     "server.chat.received",
     "server.chat.token_calls",
@@ -53,6 +58,7 @@ def create_app(
     text: TextWork | None = None,
     planner: Planner | None = None,
     ended: Callable[[Measurement], None] = lambda _: None,
+    peers: "Peers | None" = None,
     progress: Callable[[LoadStep], None] = lambda _: None,
 ) -> App:
     """Return the ASGI application. The first request that names a model loads it.
@@ -63,21 +69,26 @@ def create_app(
         text: does the work that needs a tokenizer; tests give one in this process.
         planner: computes plans; tests give one that needs no torch.
         ended: is called with the measurement of each request when its answer has ended.
+        peers: other servers of the same model, which requests may run on.
         progress: is called with the steps of loads.
     """
     metrics = Metrics()
     text = TextProcess(TEXT_MODULES) if text is None else text
-    lent = Models(settings, metrics, text, engine_factory, progress)
+    lent = Models(settings, metrics, text, engine_factory, progress, peers)
     planner = planner or Planner()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         # Made by the first request for it, the document would delay all others by 0.2 s.
         await asyncio.to_thread(app.openapi)
+        if peers is not None:
+            peers.start()
         try:
             yield
         finally:
             await asyncio.gather(lent.close(), planner.close())
+            if peers is not None:
+                await peers.close()
 
     apis = find_apis()
     failures = Failures(apis)

@@ -40,15 +40,18 @@ class ApiKeys:
 
     def find_owner(self, headers: Mapping[str, str]) -> str | None:
         """Return the name of the key in a request's headers; None without a valid key."""
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            key = headers.get("x-api-key", "")
         # headers are read as latin-1, keys are written in UTF-8
-        given = hashlib.sha256(key.strip().encode("latin-1", errors="replace")).digest()
+        given = hashlib.sha256(given_key(headers).encode("latin-1", errors="replace")).digest()
         known = [*self._digests, *(self._file.read_digests() if self._file else ())]
         # compared with all of them, so that the time does not depend on the match
         found = [digest for digest in known if hmac.compare_digest(digest, given)]
         return found[0].hex()[:OWNER_DIGITS] if found else None
+
+
+def given_key(headers: Mapping[str, str]) -> str:
+    """Return the key in a request's headers; "" without one."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return (key if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip()
 
 
 class KeyFile:

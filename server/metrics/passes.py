@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import PassStats
+from engine.timing import StepTimes
 from server.schemas.status import PassTotals, RecentPasses
 
 WINDOW_S = 10.0  # passes that ended within it are recent
@@ -88,11 +89,13 @@ class PassHistory:
     Attributes:
         sums: the sums over all passes.
         last: the figures of the latest pass; None before the first one.
+        times: the seconds of a pass with its draft, by the pass's rows.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.sums = Sums()
         self.last: PassStats | None = None
+        self.times = StepTimes()
         self._clock = clock
         self._recent: deque[_Pass] = deque()
 
@@ -103,6 +106,7 @@ class PassHistory:
         self._recent.append(_Pass(now - took, now, self.sums))
         self.sums = self.sums.plus(stats)
         self.last = stats
+        self.times.observe(stats.rows, took)
         self._forget(now)
 
     def recent(self) -> RecentPasses:

@@ -17,6 +17,7 @@ from engine.messages import Audited, PassStats, WeightsChecked
 from engine.moves import Replanned
 from server.metrics.measurement import Measurement
 from server.metrics.memory_series import DiskSeries, PlaceSeries, StateSeries
+from server.metrics.peers import PeerGauges
 from server.metrics.series import counter, gauge, histogram
 from server.metrics.usage import Totals
 from server.schemas.status import ServerStatus
@@ -281,12 +282,14 @@ class _Gauges:
         )
         self._pages = gauge(registry, "kv_pages", "Pages of the KV pool", "model")
         self._used = gauge(registry, "kv_pages_used", "KV pages that sequences hold", "model")
+        self._peers = PeerGauges(registry)
 
     def set(self, status: ServerStatus) -> None:
         """Set all gauges to the present figures."""
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
         self._places.set(status["models"])
+        self._peers.set(status["peers"])
         self._waiting.set(status["queue"]["waiting_for_model"])
         self._sequences.set(status["queue"]["waiting_for_pass"])
         own = (self._running, self._speed, self._limit, self._bits, self._pages, self._used)

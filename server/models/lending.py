@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from cluster.held_pages import PageBooks
 from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
 from engine.moves import LimitMemory, Replanned
@@ -29,9 +30,14 @@ from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.idle import IdleTimer
 from server.models.loaded_model import LoadedModel
+from server.models.peers import peer_statuses
+from server.models.replica import load_of
 from server.models.statistics import EngineStatistics
-from server.schemas.status import LoadStep
+from server.schemas.status import LoadStep, PeerStatus
 from server.text.work import TextWork
+
+if TYPE_CHECKING:
+    from cluster.peers import Peers
 
 log = logging.getLogger("understudy")
 
@@ -81,8 +87,10 @@ class Models:
         text: TextWork,
         engine_factory: EngineFactory = EngineClient,
         progress: Callable[[LoadStep], None] = lambda _: None,
+        peers: "Peers | None" = None,
     ) -> None:
         self._settings = settings
+        self._peers = peers
         self._metrics = metrics
         self._engine_factory = engine_factory
         self.text = text
@@ -135,6 +143,11 @@ class Models:
     def step(self) -> LoadStep | None:
         """The latest step of a load or restart; None before the first one."""
         return self._step
+
+    def peer_statuses(self) -> list[PeerStatus]:
+        """Return the state of each peer."""
+        info = None if self.ready is None else self.ready.info
+        return [] if self._peers is None else peer_statuses(self._peers, info)
 
     @property
     def num_waiting(self) -> int:
@@ -306,9 +319,11 @@ class Models:
         log.info("loading %s from %s", entry.id, entry.spec.target.source)
         self.text.renew()  # the text process imports its libraries while the engine loads
         statistics = EngineStatistics(entry.id, self._metrics)
+        books = PageBooks()
 
         def restarted() -> None:
             self._step = None
+            books.clear()
             statistics.restarted()
 
         def replanned(moved: Replanned) -> None:
@@ -335,7 +350,8 @@ class Models:
             facts = await self.text.load(info.tokenizer_path, entry.chat_template)
             statistics.loaded(info)
             formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
-            loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats)
+            loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats, books)
+            self._add_peers(loaded)
             if not facts.template:
                 log.warning(NO_TEMPLATE, entry.id)
             elif not loaded.has_tool_format:
@@ -345,6 +361,21 @@ class Models:
             if self._current is None:
                 await engine.close()
         log.info("loaded %s: %s", entry.id, info.plan)
+
+    def _add_peers(self, model: LoadedModel) -> None:
+        """Let the requests of a model run at peers too, if there are some."""
+        if self._peers is not None:
+            from cluster.streams import PeerStreams  # an HTTP client, which others do not need
+
+            model.run_at_peers(
+                PeerStreams(
+                    model.engine,
+                    self._peers,
+                    lambda: load_of(model),
+                    model.books,
+                    self._settings.load_timeout,
+                )
+            )
 
     def _loaded(self, entry: ModelEntry, swap: asyncio.Task[None]) -> None:
         self._swap = self._loading = self._step = None

@@ -1,9 +1,11 @@
 """A model whose engine was started, which requests borrow."""
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
-from engine.messages import ModelInfo
+from cluster.held_pages import PageBooks
+from engine.messages import Generate, ModelInfo, Tokens
 from engine.moves import Replanned
 from engine.parsing.selection import FALLBACK, Formats, known_formats
 from engine.process.client import EngineClient
@@ -13,6 +15,9 @@ from server.errors import ApiError
 from server.models.statistics import EngineStatistics
 from server.text.messages import TextFacts
 from server.text.work import TextWork
+
+if TYPE_CHECKING:  # it imports an HTTP client, which only a server with peers needs
+    from cluster.streams import PeerStreams
 
 
 @dataclass
@@ -26,12 +31,59 @@ class LoadedModel:
     facts: TextFacts
     statistics: EngineStatistics
     formats: Formats  # the formats of tool calls and reasoning in its answers
+    books: PageBooks = field(default_factory=PageBooks)  # the pages that its engine holds
+    streams: "PeerStreams | None" = None  # None: there are no peers
     num_borrowers: int = 0
 
     @property
     def sampling(self) -> SamplingSection:
         """The sampling defaults: of the model's file, else of its generation_config.json."""
         return self.entry.sampling.over(self.info.sampling)
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """The fingerprints of the engines that may run a request, that of peers included."""
+        own = frozenset({self.info.fingerprint})
+        return own if self.streams is None else self.streams.fingerprints
+
+    def run(
+        self,
+        message: Generate,
+        *,
+        fingerprint: str | None,
+        first_choice: int,
+        on_prompt: Callable[[int], None],
+        on_lost: Callable[[], None],
+        on_tokens: Callable[[int], None],
+    ) -> AsyncGenerator[Tokens, None]:
+        """Return the stream of a request, which runs here or at a peer.
+
+        Args:
+            fingerprint: the one that its engine must have; None: any.
+            first_choice: the number that its first choice has in the answer.
+            on_prompt, on_lost, on_tokens: as in `EngineClient.run`.
+        """
+        if self.streams is None:
+            return self.engine.run(
+                message, on_prompt=on_prompt, on_lost=on_lost, on_tokens=on_tokens
+            )
+        return self.streams.run(
+            message,
+            fingerprint=fingerprint,
+            first_choice=first_choice,
+            on_prompt=on_prompt,
+            on_lost=on_lost,
+            on_tokens=on_tokens,
+        )
+
+    def run_at_peers(self, streams: "PeerStreams") -> None:
+        """Let requests run at peers too."""
+        self.streams = streams
+
+    def fingerprint_of(self, request_id: str) -> str | None:
+        """Return the fingerprint of the engine that runs a request, as far as it is known."""
+        found = None if self.streams is None else self.streams.fingerprint(request_id)
+        return found or (None if self.engine.info is None else self.engine.info.fingerprint)
 
     def borrow(self) -> Self:
         """Count one more request that holds the model, and return the model."""

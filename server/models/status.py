@@ -40,6 +40,7 @@ def read_status(
             "in_engine": 0 if ready is None else ready.engine.num_outstanding,
         },
         "engine": None if ready is None else _engine_status(ready),
+        "peers": models.peer_statuses(),
     }
 
 

@@ -101,6 +101,24 @@ class EngineStatus(TypedDict):
     states: RecurrentStates | None  # null: no layers are recurrent
 
 
+class PeerStatus(TypedDict):
+    """Another server of the same model, which requests of this one may run on."""
+
+    url: str
+    state: Literal["ready", "away"]
+    note: str  # why it gets no requests, or no streams of other servers
+    version: str | None
+    model: str | None
+    fingerprint: str | None
+    round_trip_ms: float  # of a question to it
+    requests: int  # that it has, of all its clients, as of its last report
+    free_pages: int | None
+    pages: int  # of texts of this server that it holds, as far as is known
+    sent: int  # requests that were sent to it
+    lost: int  # of them those that it lost, and that went on elsewhere
+    running: int  # requests of this server that run there
+
+
 class ServerStatus(TypedDict):
     """The state of the whole server."""
 
@@ -111,6 +129,7 @@ class ServerStatus(TypedDict):
     models: list[ModelStatus]
     queue: QueueStatus
     engine: EngineStatus | None  # null: no model is loaded
+    peers: list[PeerStatus]
 
 
 class LimitsRequest(Body):

@@ -31,7 +31,7 @@ from engine.moves import LimitMemory
 from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.admission import check_request
 from engine.process.callbacks import EngineCallbacks
-from engine.process.client import NOTHING, EngineClient
+from engine.process.client import NOTHING, EngineClient, request_message
 from engine.process.engine_process import State
 from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
@@ -108,6 +108,8 @@ class Script:
     beat: float = 0.0  # seconds between two passes
     context_length: int = CONTEXT
     tokenizer_path: str = "fake"
+    fingerprint: str = "fp_fake"
+    files: str = "files"
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
     num_states: int = 0  # of recurrent layers
     sampling: tuple[tuple[str, float], ...] = ()  # the model's own defaults
@@ -190,6 +192,10 @@ class FakeEngine:
     def num_outstanding(self) -> int:
         return len(self.running)
 
+    @property
+    def num_prompt_tokens_left(self) -> int:
+        return 0
+
     async def start(self) -> ModelInfo:
         self.state = "loading"
         self.load_started.set()
@@ -207,7 +213,8 @@ class FakeEngine:
             max_sequences=4,
             eos_token_ids=(EOS,),
             numerics="strict",
-            fingerprint="fp_fake",
+            fingerprint=self.script.fingerprint,
+            files=self.script.files,
             tokenizer_path=self.script.tokenizer_path,
             plan="no model at all",
             tiers=(("ram", 5), ("resident", 3)),
@@ -262,25 +269,35 @@ class FakeEngine:
         on_lost: Callable[[], None] | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> AsyncGenerator[Tokens, None]:
-        if self.state != "ready" or self.info is None or self.refusal:
-            raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
-        if self.script.refuse is not None:
-            raise self.script.refuse
-        tails = [Tail(own, tuple(continued[own]), is_read=False) for own in sorted(continued)]
-        message = Generate(
+        message = request_message(
             request_id,
-            tuple(prompt),
+            prompt,
             params,
             n,
             key,
             speculation,
-            tuple(prediction),
+            prediction,
             answer_format,
-            emitted=tuple(tails),
+            continued,
             traced_nodes=traced_nodes,
             http_id=http_id,
         )
+        return self.run(message, on_prompt=on_prompt, on_lost=on_lost, on_tokens=on_tokens)
+
+    def run(
+        self,
+        message: Generate,
+        *,
+        on_prompt: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> AsyncGenerator[Tokens, None]:
+        if self.state != "ready" or self.info is None or self.refusal:
+            raise EngineDied(self.refusal or f"not ready ({self.state})", "engine_closed")
+        if self.script.refuse is not None:
+            raise self.script.refuse
         check_request(message, self.info)
+        request_id = message.request_id
         if len(self.running) >= self.max_queue:
             raise QueueFull("too many")
         assert request_id not in self.running
@@ -323,7 +340,8 @@ class FakeEngine:
             await self.script.gate.wait()
         if on_prompt is not None:
             on_prompt(len(message.prompt))
-        passes = [self._passes(message, choice) for choice in range(message.n)]
+        choices = [own.choice for own in message.emitted] or range(message.n)
+        passes = [self._passes(message, choice) for choice in choices]
         longest = max(len(p) for p in passes)
         for i in range(longest):
             if self.script.error is not None and i == self.script.error_after:
@@ -360,8 +378,10 @@ class FakeEngine:
             answer_format=message.answer_format,
         )
         script = list(self.script.answers(choice)) if params.max_tokens != 0 else []
-        given = {tail.choice: tail.ids for tail in message.emitted}.get(choice, ())
-        passes: list[Tokens] = []
+        tail = next((own for own in message.emitted if own.choice == choice), Tail(choice, ()))
+        given, passes = tail.ids, list[Tokens]()
+        if tail.is_read:  # another engine has sent them
+            script, given = _after(tail, script, rules), ()
         if params.max_tokens == 0:
             stats = _stats(message, 0, 1)
             passes.append(Tokens(message.request_id, choice, (), "", finish="length", stats=stats))
@@ -405,6 +425,14 @@ class FakeEngine:
             scores = [_logprob(t, 0, params.prompt_logprobs) for t in message.prompt[1:]]
             passes[0] = replace(passes[0], prompt_logprobs=(None, *scores))
         return passes
+
+
+def _after(tail: Tail, script: list[int], rules: StopRules) -> list[int]:
+    """Return the rest of a script, of which another engine has sent the first tokens."""
+    assert tuple(script[: len(tail.ids)]) == tail.ids, "not what the script says"
+    for token in tail.ids:
+        rules.push(token)
+    return script[len(tail.ids) :]
 
 
 def _origins(count: int, pass_number: int) -> tuple[Origin, ...]:

@@ -1,0 +1,174 @@
+"""The routes by which servers of one model work together: a report, and a request of a peer.
+
+A request that comes here runs here: it is never sent on, so that peers cannot send it in a circle.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from secrets import token_hex
+from typing import Annotated
+
+from fastapi import Query, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cluster.page_hashes import page_hashes
+from cluster.wire import (
+    SIGN_OF_LIFE,
+    SIGN_SECONDS,
+    Ask,
+    Emitted,
+    Ended,
+    Failure,
+    Progress,
+    line_of,
+    read_ask,
+    reports,
+)
+from engine.errors import EngineError
+from engine.messages import Tokens
+from server.chat.asked_by_peer import check_grammar
+from server.errors import ApiError
+from server.http.api import Api
+from server.http.auth import given_key
+from server.http.body import read_body
+from server.http.state import state_of
+from server.metrics.wait_status import Wait
+from server.models.loaded_model import LoadedModel
+from server.models.replica import pages_for, report_of
+
+api = Api(prefixes=("/v1",))
+
+Frame = Progress | Emitted | Ended | Failure
+
+
+@api.get("/peer")
+async def get_report(
+    request: Request,
+    since: Annotated[int, Query(ge=0)] = 0,
+    instance: Annotated[str, Query(max_length=100)] = "",
+) -> Response:
+    """Return the load of this server, and the pages that it holds of the texts of the caller."""
+    state = state_of(request)
+    model = None if state.in_flight.is_stopping else state.models.ready
+    owner = getattr(request.state, "key", "")
+    report = report_of(model, owner, given_key(request.headers), since, instance)
+    return Response(reports.dump_json(report), media_type="application/json")
+
+
+@api.post("/peer/generate", None, None)
+async def generate(request: Request) -> Response:
+    """Run a request of another server, and answer its tokens as lines of JSON."""
+    state = state_of(request)
+    settings = state.settings
+    ask = read_ask(await read_body(request, settings.max_body_bytes, settings.client_timeout))
+    model = state.models.ready
+    if model is None:
+        raise ApiError.unavailable("No model is loaded.", "model_loading")
+    info = model.info
+    if (info.files, info.fingerprint) != (ask.files, ask.fingerprint):
+        raise ApiError(
+            f"The loaded model has the fingerprint {info.fingerprint}, or other files.",
+            code="fingerprint_mismatch",
+            status=409,
+        )
+    if ask.message.params.grammar:
+        await model.text.call_on_model(check_grammar, ask.message.params.grammar.encode())
+    return _Lines(request, _frames(request, model, ask))
+
+
+async def _frames(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of the answer."""
+    owner, models = getattr(request.state, "key", ""), state_of(request).models
+    frames: asyncio.Queue[Frame] = asyncio.Queue()
+    # The id may be in use: the same request may have been here a moment ago.
+    name = f"{ask.message.request_id}@{token_hex(4)}"
+    message = replace(ask.message, request_id=name, key=f"{owner}/{ask.message.key}")
+    texts = _Texts(model, ask, owner, given_key(request.headers))
+
+    async def run() -> None:
+        try:
+            async with models.borrow(model.entry, Wait()) as borrowed:
+                stream = borrowed.engine.run(
+                    message, on_prompt=lambda done: frames.put_nowait(Progress(done))
+                )
+                async with contextlib.aclosing(stream):
+                    async for tokens in stream:
+                        texts.note(tokens)
+                        frames.put_nowait(Emitted(tokens))
+            frames.put_nowait(Ended())
+        except EngineError as error:
+            frames.put_nowait(Failure.of(error))
+        except ApiError as error:
+            frames.put_nowait(Failure("died", error.message, error.code))
+
+    task = asyncio.create_task(run(), name=f"peer's {name}")
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(SIGN_SECONDS):
+                    frame = await frames.get()
+            except TimeoutError:
+                yield SIGN_OF_LIFE
+                continue
+            yield line_of(frame)
+            if isinstance(frame, Ended | Failure):
+                return
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class _Texts:
+    """The texts of one request, whose pages the engine holds when it ends."""
+
+    def __init__(self, model: LoadedModel, ask: Ask, owner: str, key: str) -> None:
+        self._model, self._prompt = model, ask.message.prompt
+        self._owner, self._key = owner, key
+        self._texts: dict[int, list[int]] = {
+            tail.choice: [*tail.ids] for tail in ask.message.emitted
+        }
+
+    def note(self, tokens: Tokens) -> None:
+        """Note tokens of a choice, and its pages when it ends."""
+        text = self._texts.setdefault(tokens.choice, [])
+        if not tokens.is_replayed:
+            text += tokens.ids
+        if tokens.finish is not None:
+            held = pages_for(self._model, self._owner, self._key)
+            held.add(page_hashes([*self._prompt, *text]))
+
+
+class _Lines(Response):
+    """A response of lines, which ends when the client leaves."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, request: Request, lines: AsyncGenerator[bytes, None]) -> None:
+        super().__init__()
+        del self.headers["content-length"]  # it is not known yet
+        self._request, self._lines = request, lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(begin)
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(self._leave())
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.wait({sending, leaving})
+
+    async def _send(self, send: Send) -> None:
+        async with contextlib.aclosing(self._lines):
+            async for line in self._lines:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _leave(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
