@@ -26,7 +26,8 @@ for name in pathlib.Path(sys.argv[1]).read_text().split():
 
 def build(folder: Path, target: str, out: Path) -> Path:
     """Build an sdist or a wheel of the project in `folder`, and return its file."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", out]
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target]
+    command += ["--directory", str(out)]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
     (built,) = out.iterdir()
     return built

@@ -50,7 +50,8 @@ def ps(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> in
     ]
     rows += [_peer_row(peer) for status in found.values() for peer in status["peers"]]
     if rows:
-        print(_listing(rows, width=columns(), has_servers=len(found) > 1))
+        has_servers = len({row[-1] for row in rows}) > 1  # or a server and its peers
+        print(_listing(rows, width=columns(), has_servers=has_servers))
     else:
         print(f"No model is loaded at {', '.join(found)}.")
     return code

@@ -17,7 +17,7 @@ from cluster.held_pages import PageBooks
 from engine.errors import EngineDied, QueueFull
 from engine.messages import LoadProgress, ModelInfo
 from engine.moves import LimitMemory, Replanned
-from engine.parsing.selection import format_names, formats_of
+from engine.parsing.selection import formats_of
 from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
 from engine.spec import ModelSpec
@@ -30,8 +30,7 @@ from server.metrics.prometheus import Metrics
 from server.metrics.wait_status import Wait, in_line
 from server.models.idle import IdleTimer
 from server.models.loaded_model import LoadedModel
-from server.models.peers import peer_statuses
-from server.models.replica import load_of
+from server.models.peers import peer_statuses, run_at_peers
 from server.models.statistics import EngineStatistics
 from server.schemas.status import LoadStep, PeerStatus
 from server.text.work import TextWork
@@ -41,15 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("understudy")
 
-NO_FORMAT = (
-    "%s: the chat template asks for no known format of tool calls. Tools are described to the "
-    "model in words, and calls are read as the format `generic` says. If the model has another "
-    "format, name it in the model's file, `parsers: {tools: NAME}`: %s"
-)
-NO_TEMPLATE = (
-    "%s: there is no chat template, so only /v1/completions can be used. Set `chat_template` in "
-    "the model's file to a .jinja file, such as that of the repository that the model is made of"
-)
 SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -351,31 +341,14 @@ class Models:
             statistics.loaded(info)
             formats = formats_of(facts.template, entry.parsers.tools, entry.parsers.reasoning)
             loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats, books)
-            self._add_peers(loaded)
-            if not facts.template:
-                log.warning(NO_TEMPLATE, entry.id)
-            elif not loaded.has_tool_format:
-                log.warning(NO_FORMAT, entry.id, ", ".join(format_names("tools")))
+            if self._peers is not None:
+                run_at_peers(loaded, self._peers, self._settings.load_timeout)
+            loaded.log_remarks()
             self._current = loaded
         finally:
             if self._current is None:
                 await engine.close()
         log.info("loaded %s: %s", entry.id, info.plan)
-
-    def _add_peers(self, model: LoadedModel) -> None:
-        """Let the requests of a model run at peers too, if there are some."""
-        if self._peers is not None:
-            from cluster.streams import PeerStreams  # an HTTP client, which others do not need
-
-            model.run_at_peers(
-                PeerStreams(
-                    model.engine,
-                    self._peers,
-                    lambda: load_of(model),
-                    model.books,
-                    self._settings.load_timeout,
-                )
-            )
 
     def _loaded(self, entry: ModelEntry, swap: asyncio.Task[None]) -> None:
         self._swap = self._loading = self._step = None

@@ -1,5 +1,6 @@
 """A model whose engine was started, which requests borrow."""
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from cluster.held_pages import PageBooks
 from engine.messages import Generate, ModelInfo, Tokens
 from engine.moves import Replanned
-from engine.parsing.selection import FALLBACK, Formats, known_formats
+from engine.parsing.selection import FALLBACK, Formats, format_names, known_formats
 from engine.process.client import EngineClient
 from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
@@ -18,6 +19,19 @@ from server.text.work import TextWork
 
 if TYPE_CHECKING:  # it imports an HTTP client, which only a server with peers needs
     from cluster.streams import PeerStreams
+
+
+log = logging.getLogger("understudy")
+
+NO_FORMAT = (
+    "%s: the chat template asks for no known format of tool calls. Tools are described to the "
+    "model in words, and calls are read as the format `generic` says. If the model has another "
+    "format, name it in the model's file, `parsers: {tools: NAME}`: %s"
+)
+NO_TEMPLATE = (
+    "%s: there is no chat template, so only /v1/completions can be used. Set `chat_template` in "
+    "the model's file to a .jinja file, such as that of the repository that the model is made of"
+)
 
 
 @dataclass
@@ -84,6 +98,13 @@ class LoadedModel:
         """Return the fingerprint of the engine that runs a request, as far as it is known."""
         found = None if self.streams is None else self.streams.fingerprint(request_id)
         return found or (None if self.engine.info is None else self.engine.info.fingerprint)
+
+    def log_remarks(self) -> None:
+        """Log what its chat template lacks."""
+        if not self.facts.template:
+            log.warning(NO_TEMPLATE, self.entry.id)
+        elif not self.has_tool_format:
+            log.warning(NO_FORMAT, self.entry.id, ", ".join(format_names("tools")))
 
     def borrow(self) -> Self:
         """Count one more request that holds the model, and return the model."""

@@ -1,12 +1,27 @@
-"""The peers as `GET /v1/status` shows them."""
+"""The peers of a server: its model runs there too, and `GET /v1/status` shows them."""
 
+import functools
 from typing import TYPE_CHECKING
 
 from engine.messages import ModelInfo
+from server.models.loaded_model import LoadedModel
+from server.models.replica import load_of
 from server.schemas.status import PeerStatus
 
 if TYPE_CHECKING:  # it imports an HTTP client, which only a server with peers needs
     from cluster.peers import Peer, Peers
+
+
+def run_at_peers(model: LoadedModel, peers: "Peers", patience: float) -> None:
+    """Let the requests of a model run at peers too.
+
+    Args:
+        patience: seconds that a stream waits for a peer that can go on with it.
+    """
+    from cluster.streams import PeerStreams  # an HTTP client, which other servers do not need
+
+    load = functools.partial(load_of, model)
+    model.run_at_peers(PeerStreams(model.engine, peers, load, model.books, patience))
 
 
 def peer_statuses(peers: "Peers", info: ModelInfo | None) -> list[PeerStatus]:

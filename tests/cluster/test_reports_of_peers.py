@@ -136,7 +136,7 @@ async def test_the_views_show_the_peers() -> None:
         await ours.client.post("/v1/completions", json=BODY)
         status = (await ours.client.get("/v1/status")).json()
         screen = Console(width=150, record=True)
-        screen.print(view(status, "http://here"))
+        screen.print(view(status, "http://here", 150))
         shown = screen.export_text()
         assert peer.url in shown and "ready" in shown
         row = _peer_row(status["peers"][0])

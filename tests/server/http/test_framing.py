@@ -10,7 +10,7 @@ import pytest
 
 from server.http.framing import MAX_FIELDS, MAX_FRAMING
 from server.http.protocol import MAX_PIPELINED
-from server.models.lending import NO_FORMAT
+from server.models.loaded_model import NO_FORMAT
 from tests.server.conftest import MakeApp, serving
 from tests.server.fake_engine import FakeEngines
 from tests.server.http.test_hostile import CHAT, HEAD, raw_connection
