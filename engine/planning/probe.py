@@ -33,7 +33,11 @@ from engine.model.segment import Segment
 from engine.planning.blueprint import FAST_TILE, Blueprint
 from engine.planning.footprint import activation_bytes
 from engine.planning.machine import name_shortage
-from engine.planning.threads import choose_threads, use_threads_that_keep_bits
+from engine.planning.threads import (
+    choose_strict_threads,
+    choose_threads,
+    use_threads_that_keep_bits,
+)
 from engine.recurrent.states import SequenceState, StatePool
 from engine.spec import TILE
 from engine.streaming.device import Device
@@ -185,7 +189,11 @@ def _time_passes(
     if not device.is_asynchronous:  # the threads of this process do the computing
         step = forward(ROWS[0])
         step()  # the first one loads compiled code, which takes longer than any other
-        choose_threads(lambda: fastest(step, device), blueprint.dtype if decoder.strict else None)
+        if decoder.strict:
+            values = blueprint.whole_config.to_dict()
+            choose_strict_threads(lambda: fastest(step, device), blueprint.dtype, values)
+        else:
+            choose_threads(lambda: fastest(step, device))
     until = time.perf_counter() + SECONDS
     with decoder.head() as head:
         shape_of_state = (TILE, blueprint.hidden_size)
