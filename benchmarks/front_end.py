@@ -22,7 +22,7 @@ from benchmarks.command import make_parser, print_figures
 from benchmarks.paced_engine import TOKEN, WORD, PacedEngine, Schedule, make_stats
 from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import describe_machine
-from engine.messages import ModelInfo, Origin, SamplingParams, Tokens
+from engine.messages import Generate, ModelInfo, Origin, Tokens
 from engine.process.client import EngineClient
 from engine.spec import ModelSpec, TargetSpec
 from server.cli.serve import bind, http_config
@@ -71,9 +71,8 @@ class InstantEngine:
     def position(self, request_id: str) -> int:
         return 0
 
-    async def generate(
-        self, request_id: str, prompt: Sequence[int], params: SamplingParams, *_: Any, **__: Any
-    ) -> AsyncGenerator[Tokens, None]:
+    async def run(self, message: Generate, **_callbacks: Any) -> AsyncGenerator[Tokens, None]:
+        request_id, prompt = message.request_id, message.prompt
         self.asked_at, self.prompt_tokens = time.perf_counter(), len(prompt)
         ids, text = (TOKEN,) * ANSWER_TOKENS, WORD * ANSWER_TOKENS
         origins = (Origin("target", 0, 1),) * ANSWER_TOKENS

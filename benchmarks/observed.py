@@ -30,7 +30,7 @@ from benchmarks.front_end import HOST, InstantEngine
 from benchmarks.paced_engine import TOKEN, WORD, make_stats
 from benchmarks.report_format import Bar, Figures, Table
 from benchmarks.runs import describe_machine
-from engine.messages import Origin, SamplingParams, Tokens
+from engine.messages import Generate, Origin, Tokens
 from engine.spec import ModelSpec, TargetSpec
 from engine.text.detokenize import TokenBytes
 from server.chat.echo import Echo
@@ -60,9 +60,8 @@ class SlowEngine(InstantEngine):
         super().__init__()
         self.emitted: list[float] = []
 
-    async def generate(
-        self, request_id: str, prompt: Sequence[int], params: SamplingParams, *_: Any, **__: Any
-    ) -> AsyncGenerator[Tokens, None]:
+    async def run(self, message: Generate, **_callbacks: Any) -> AsyncGenerator[Tokens, None]:
+        request_id, prompt = message.request_id, message.prompt
         self.emitted = []
         for number in range(1, CHUNKS + 1):
             await asyncio.sleep(PAUSE_S)

@@ -83,7 +83,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
 ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine"),
     ("server*", "engine.process.client"),
-    ("server*", "engine.process.engine_process"),
+    ("server*", "engine.process.callbacks"),
     ("server*", "engine.text.detokenize"),
     ("server*", "engine.errors"),
     ("server*", "engine.log_lines"),
@@ -95,25 +95,21 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.parsing*"),  # the parsers of answers
     ("server*", "engine.spec"),
     ("server.metrics.passes", "engine.timing"),  # the seconds of passes by their rows
-    ("server.chat.grammars", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
+    ("server.chat.*grammar*", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.config.model_file", "engine.text.template"),  # whether one is a template
     ("server.text.tokenizer", "engine.sampling.grammar.check"),  # checks that a grammar compiles
-    ("server.chat.parameter_grammar", "engine.sampling.grammar.grammar"),
     ("server.chat.fitting", "engine.process.admission"),  # the length that the engine takes
     ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.cache_files"),  # whether the cache can be used
     ("server.cli.serve", "engine.cache_files"),
     ("server.cli.commands", "engine.weights.hub"),  # `understudy pull`
-    ("server.cli.commands", "engine.streaming.packed_cache"),  # `understudy prune`
-    ("server.cli.commands", "engine.streaming.packed"),
+    ("server.cli.commands", "engine.streaming.packed*"),  # `understudy prune`
     ("server.cli.commands", "engine.planning.preview"),  # `understudy plan`
     ("server.cli.commands", "engine.planning.refusal"),
     ("server.cli.plan_table", "engine.*"),
     ("server.cli.doctor", "engine.planning.checkup"),
-    ("server.models.plan_worker", "engine.planning.preview"),  # `POST /v1/plan`
-    ("server.models.plan_worker", "engine.planning.refusal"),
-    ("server.config.model_file", "engine.drafting.methods"),  # the names of the methods
-    ("server.config.model_file", "engine.drafting.method"),  # the facts in their files
+    ("server.models.plan_worker", "engine.planning.*"),  # `POST /v1/plan`
+    ("server.config.model_file", "engine.drafting.method*"),  # names and facts of the methods
     ("server.config.registry", "engine.drafting.method"),  # the settings of the chosen method
 )
 

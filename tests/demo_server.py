@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -54,7 +54,8 @@ def running_server(command: Sequence[str], home: Path) -> Iterator[DemoServer]:
             yield server, url
         finally:
             # Every process of the server holds the pipe, and reading it ends with the last of them.
-            os.killpg(server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # they have ended
+                os.killpg(server.pid, signal.SIGKILL)
             drain.shutdown()
 
 

@@ -99,7 +99,16 @@ def create_app(
     failures.install(app)
     app.add_middleware(TrackRequests, in_flight=in_flight, refuse=failures.response)
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
-    if not keys:
+    _limit_pages(app, settings, failures, has_keys=bool(keys))
+    reports = [metrics.requests.count, log_access, ended]
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=reports)
+    app.add_middleware(RequestId)
+    return app
+
+
+def _limit_pages(app: App, settings: Settings, failures: Failures, *, has_keys: bool) -> None:
+    """Let web pages send only the requests that the settings allow."""
+    if not has_keys:
         policy = PagePolicy(
             settings.allowed_hosts,
             settings.cors_origins,
@@ -110,10 +119,6 @@ def create_app(
         app.add_middleware(RefusePages, policy=policy, refuse=failures.response)
     elif settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    reports = [metrics.requests.count, log_access, ended]
-    app.add_middleware(Measure, routes=measured_routes(apis), ended=reports)
-    app.add_middleware(RequestId)
-    return app
 
 
 def find_apis() -> list[Api]:

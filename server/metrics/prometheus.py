@@ -129,6 +129,46 @@ class _Requests:
         self._cached.labels(model).inc(totals.num_begun_cached)
 
 
+class _Checks:
+    """The series of what is computed or read again in idle time, to be compared."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._positions = counter(
+            registry, "audit_positions", "Emitted tokens checked against plain decoding", "model"
+        )
+        self._mismatches = counter(
+            registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
+        )
+        self._checked = counter(
+            registry, "recheck_bytes", "Packed weights whose checksums were compared again", "model"
+        )
+        self._damaged = counter(
+            registry,
+            "damaged_units",
+            "Damage found in packed weights: repaired by packing a unit again, or not",
+            "model",
+            "repaired",
+        )
+
+    def begin(self, model: str) -> None:
+        """Make the counters of a loaded model appear as 0 instead of missing."""
+        for series in (self._positions, self._mismatches, self._checked):
+            series.labels(model)
+        for repaired in ("yes", "no"):
+            self._damaged.labels(model, repaired)
+
+    def count_audit(self, model: str, audited: Audited) -> None:
+        """Count the audit of a finished answer."""
+        self._positions.labels(model).inc(audited.positions)
+        self._mismatches.labels(model).inc(audited.mismatches)
+
+    def count_weights(self, model: str, checked: WeightsChecked) -> None:
+        """Count the bytes of a check of packed weights, and the damage that was found."""
+        self._checked.labels(model).inc(checked.nbytes)
+        self._damaged.labels(model, "yes").inc(checked.repaired)
+        self._damaged.labels(model, "no").inc(checked.unrepaired)
+
+
 class _Engines:
     """The series of engine processes: passes, drafts, audits and restarts."""
 
@@ -137,6 +177,7 @@ class _Engines:
     ) -> None:
         self._states, self._places = states, places
         self._disk = DiskSeries(registry)
+        self._checks = _Checks(registry)
         self._passes = histogram(
             registry, "pass_seconds", "Duration of passes over the target", PASS_BUCKETS, "model"
         )
@@ -172,22 +213,6 @@ class _Engines:
             "cause",
         )
         self._bytes = counter(registry, "link_bytes", "Bytes of weights that were copied", "model")
-        self._positions = counter(
-            registry, "audit_positions", "Emitted tokens checked against plain decoding", "model"
-        )
-        self._mismatches = counter(
-            registry, "audit_mismatches", "Checked tokens that plain decoding did not emit", "model"
-        )
-        self._checked = counter(
-            registry, "recheck_bytes", "Packed weights whose checksums were compared again", "model"
-        )
-        self._damaged = counter(
-            registry,
-            "damaged_units",
-            "Damage found in packed weights: repaired by packing a unit again, or not",
-            "model",
-            "repaired",
-        )
         self._restarts = counter(
             registry, "engine_restarts", "Engine processes that died and were replaced", "model"
         )
@@ -197,11 +222,9 @@ class _Engines:
 
     def begin(self, model: str) -> None:
         """Make the rare events of a loaded model appear as 0 instead of missing."""
-        rare = (self._positions, self._mismatches, self._restarts, self._resumed, self._checked)
-        for series in rare:
+        for series in (self._restarts, self._resumed):
             series.labels(model)
-        for repaired in ("yes", "no"):
-            self._damaged.labels(model, repaired)
+        self._checks.begin(model)
         self._places.begin(model)
         self._disk.begin(model)
 
@@ -227,14 +250,11 @@ class _Engines:
 
     def count_audit(self, model: str, audited: Audited) -> None:
         """Count the audit of a finished answer."""
-        self._positions.labels(model).inc(audited.positions)
-        self._mismatches.labels(model).inc(audited.mismatches)
+        self._checks.count_audit(model, audited)
 
     def count_weights_check(self, model: str, checked: WeightsChecked) -> None:
         """Count the bytes of a check of packed weights, and the damage that was found."""
-        self._checked.labels(model).inc(checked.nbytes)
-        self._damaged.labels(model, "yes").inc(checked.repaired)
-        self._damaged.labels(model, "no").inc(checked.unrepaired)
+        self._checks.count_weights(model, checked)
 
     def count_replan(self, model: str, moved: Replanned) -> None:
         """Count that units of weights have moved."""

@@ -127,7 +127,7 @@ def test_metrics_report_passes_drafts_and_the_link(
         ("accepted_rows_total", demo, ("source", "subspec")),
         ("draft_seconds_total", demo, ("when", "visible")),
         ("link_bytes_total", demo),
-        ("link_limit_gbps", demo),
+        ("link_limit_bytes_per_second", demo),
         ("kv_pages", demo),
     ):
         assert values[f"understudy_{name}", *sorted(labels)] > 0, name

@@ -62,7 +62,7 @@ async def test_quoted_values_are_cut_and_not_logged(
         part = {"type": "a\n12:00:00 INFO forged \x1b[31m"}
         error_of(await chat(client, messages=[{"role": "user", "content": [part]}]), 400)
     assert "forged" not in caplog.text, "the log has nothing of the body"
-    assert caplog.messages[-1] == "400 invalid_value (messages.0.content.0.type)"
+    assert caplog.messages[-1] == "400 unsupported_content (messages.0.content.0)"
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 

@@ -125,7 +125,7 @@ async def test_series_follow_the_conventions_of_prometheus(client: httpx.AsyncCl
         labels = {label for sample in family.samples for label in sample.labels}
         assert labels <= {
             *("model", "route", "outcome", "kind", "source", "cause", "when", "of", "repaired"),
-            *("le", "version"),
+            *("le", "version", "reason", "tier"),
         }, "labels have few values"
 
 

@@ -32,7 +32,7 @@ async def test_limits_reach_the_engine_of_the_loaded_model(
     await load(client)
     for fields, want in (
         ({"device": "6GiB"}, LimitMemory(device=6 << 30)),
-        ({"device": 1000, "ram": "1GB"}, LimitMemory(device=1000, ram=10**9)),
+        ({"device": 1 << 20, "ram": "1GB"}, LimitMemory(device=1 << 20, ram=10**9)),
         ({"ram": None}, LimitMemory()),
         ({}, LimitMemory()),
     ):
@@ -62,13 +62,13 @@ async def test_what_is_no_size_is_refused(
 
 
 async def test_only_a_model_in_memory_has_limits(client: httpx.AsyncClient) -> None:
-    error = error_of(await limit(client, device=1), 409)
+    error = error_of(await limit(client, device=1 << 30), 409)
     assert error["code"] == "model_not_loaded" and "load it first" in error["message"]
     await load(client)
-    error_of(await limit(client, "org/other", device=1), 409)
-    error_of(await limit(client, "nobody", device=1), 404)
+    error_of(await limit(client, "org/other", device=1 << 30), 409)
+    error_of(await limit(client, "nobody", device=1 << 30), 404)
     await unload(client)
-    error_of(await limit(client, device=1), 409)
+    error_of(await limit(client, device=1 << 30), 409)
 
 
 async def test_no_page_of_another_host_sets_limits(make_app: MakeApp) -> None:

@@ -228,7 +228,7 @@ def test_graphs_are_made_on_cuda_for_drafts_whose_steps_are_alike(
     usual = {"strict": False, "original_length": None, "has_recurrent_layers": False}
     decoder: Any = SimpleNamespace(**{**usual, **changes})
     pool: Any = None
-    monkeypatch.setattr(GraphedSteps, "capture_all", lambda steps, progress: 1)
+    monkeypatch.setattr(GraphedSteps, "capture_all", lambda steps, progress, slot: 1)
     steps = graphed_steps(decoder, pool, device.capture(), lambda *_: None)
     assert (steps is not None) == made
 

@@ -146,9 +146,11 @@ async def test_the_figures_are_those_of_the_metrics(
     assert total["link_bytes"] == series("link_bytes_total", **model)
     for cause, seconds in total["stall_seconds"].items():
         assert seconds > 0 and seconds == series("stall_seconds_total", cause=cause, **model)
-    for name in ("link_gbps", "link_limit_gbps", "kv_pages", "kv_pages_used"):
+    for name in ("kv_pages", "kv_pages_used"):
         assert engine[name] == series(name, **model) != 0
-    assert found["queue"]["waiting_for_pass"] == series("waiting", **{"for": "pass"}) == 3
+    for name in ("link", "link_limit"):
+        assert engine[f"{name}_gbps"] * 1e9 == series(f"{name}_bytes_per_second", **model) != 0
+    assert found["queue"]["waiting_for_pass"] == series("sequences_waiting") == 3
 
 
 async def test_states_of_recurrent_layers_are_shown_where_there_are_any(
