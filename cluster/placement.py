@@ -64,6 +64,7 @@ class _Replica:
     asked_at: float = 0.0  # the time at which its last report was asked for
     pages: set[PageName] = field(default_factory=set)
     unreported: list[Placed] = field(default_factory=list)  # placed since the last report
+    num_ended: int = 0  # requests of the last report that have ended since
     running: dict[Placed, None] = field(default_factory=dict)  # placed by us, and not ended
     arriving: dict[PageName, int] = field(default_factory=dict)  # pages of `running`, counted
 
@@ -116,6 +117,7 @@ class Placement:
         if distance is not None:
             replica.distance = distance
         change.apply(replica.pages)
+        replica.num_ended = 0
         replica.unreported = [own for own in replica.unreported if own.placed_at >= asked_at]
 
     def place(
@@ -166,8 +168,10 @@ class Placement:
                 del replica.arriving[name]
         if is_stored:  # the next report corrects it
             replica.pages.update(placed.names)
+        if placed in replica.unreported:
+            replica.unreported.remove(placed)
         else:
-            replica.unreported = [own for own in replica.unreported if own is not placed]
+            replica.num_ended += 1
 
     def num_placed(self, name: str) -> int:
         """Return how many requests were placed on a replica and have not ended."""
@@ -201,7 +205,7 @@ def _offer(name: str, replica: _Replica, prompt: Prompt, now: float) -> _Offer |
     cached = min(count * PAGE_TOKENS, prompt.num_tokens - 1)  # the last token always runs
     work = (prompt.num_tokens - cached) * load.row_seconds
     ahead = load.prompt_seconds + sum(own.work_seconds for own in replica.unreported)
-    busy = load.sequences + len(replica.unreported)
+    busy = max(load.sequences - replica.num_ended, 0) + len(replica.unreported)
     # A request joins the next pass, and the one that runs is half over on average.
     joining = load.pass_seconds / 2 if busy else 0.0
     turn = load.turn_seconds * max(0, busy + 1 - load.max_sequences)

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CASES = 30
 
 
+@pytest.mark.slow
 def test_hostile_files_are_answered_or_refused_by_name(tmp_path: Path) -> None:
     """In a process of its own: one that has computed with threads cannot be forked."""
     command = [sys.executable, "-m", "tests.fuzz", "--cases", str(CASES), "--out"]

@@ -121,7 +121,7 @@ def test_an_idle_server_ends_at_once_with_status_0(tmp_path: Path, number: int) 
         assert "Stopping.\n" in server.printed
 
 
-@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(SIGINT, marks=pytest.mark.slow), SIGTERM])
 def test_an_endless_stream_gets_an_error_after_the_shutdown_timeout(
     tmp_path: Path, number: int
 ) -> None:
@@ -133,7 +133,7 @@ def test_an_endless_stream_gets_an_error_after_the_shutdown_timeout(
         assert "1 request is running; stopping in at most 0.5 s." in server.printed
 
 
-@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+@pytest.mark.parametrize("number", [SIGINT, pytest.param(SIGTERM, marks=pytest.mark.slow)])
 def test_the_second_signal_ends_everything_at_once(tmp_path: Path, number: int) -> None:
     with running(tmp_path) as server, endless_stream(server.get_url()) as lines:
         server.signal(number)
@@ -168,7 +168,9 @@ def test_a_stopping_server_refuses_requests_but_can_be_monitored(
         assert refused.headers["retry-after"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(SIGINT, 130, marks=pytest.mark.slow), (SIGTERM, 0)]
+)
 def test_a_load_can_be_interrupted(tmp_path: Path, number: int, code: int) -> None:
     with running(tmp_path, SLOW) as server:
         server.read_until(r"(loading +0 %)")

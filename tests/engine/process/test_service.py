@@ -107,6 +107,7 @@ async def test_clients_that_leave_at_random_leave_no_memory_in_use(service: Serv
     assert service.resident_bytes() < before * 1.05
 
 
+@pytest.mark.slow
 async def test_every_stream_goes_on_after_a_kill(service: Service) -> None:
     want = [await service.ids(f"whole{seed}", seed) for seed in range(4)]
     chance = random.Random(0)

@@ -95,7 +95,11 @@ def want() -> dict[tuple[str, int], Answer]:
 
 
 @pytest.mark.parametrize(
-    ("draft", "chance"), [*((draft, MIN_LIKELIHOOD) for draft in DRAFTS), ("subspec", 1e-9)]
+    ("draft", "chance"),
+    [
+        *((draft, MIN_LIKELIHOOD) for draft in DRAFTS),
+        pytest.param("subspec", 1e-9, marks=pytest.mark.slow),
+    ],
 )
 def test_no_draft_changes_an_answer(
     draft: str,
@@ -122,7 +126,7 @@ def matches(name: str, text: str) -> bool:
     return re.fullmatch(patterns[name], text) is not None
 
 
-@pytest.mark.parametrize("draft", ["subspec", "ngram"])
+@pytest.mark.parametrize("draft", [pytest.param("subspec", marks=pytest.mark.slow), "ngram"])
 def test_an_answer_is_the_same_if_its_grammar_leaves_no_time_for_drafts(
     draft: str, want: dict[tuple[str, int], Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

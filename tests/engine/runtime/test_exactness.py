@@ -40,7 +40,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 }
 
 # The quick tests leave these out of the longest test: other families have their parts too.
-ALIKE = ("qwen2", "qwen3", "mistral", "phi3", "granite", "mixtral", "gemma3")
+ALIKE = ("qwen2", "qwen3", "qwen3_moe", "mistral", "phi3", "granite", "mixtral", "gemma2", "gemma3")
 
 
 def drafts(family: str) -> dict[str, DraftSpec]:

@@ -26,7 +26,8 @@ def url() -> Iterator[str]:
 
 
 # The first takes 60 requests, the second 6500: one for each way to break each bound.
-@pytest.mark.parametrize("phase", ["fuzzing", pytest.param("coverage", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["fuzzing", "coverage"])
 def test_schemathesis_finds_no_failure(url: str, tmp_path: Path, phase: str) -> None:
     command = [
         *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
