@@ -47,14 +47,17 @@ Frame = Progress | Emitted | Ended | Failure
 @api.get("/peer")
 async def get_report(
     request: Request,
-    since: Annotated[int, Query(ge=0)] = 0,
-    instance: Annotated[str, Query(max_length=100)] = "",
+    since: Annotated[str, Query(description="the number of the last report, from 0")] = "0",
+    instance: str = "",
 ) -> Response:
     """Return the load of this server, and the pages that it holds of the texts of the caller."""
     state = state_of(request)
     model = None if state.in_flight.is_stopping else state.models.ready
     owner = getattr(request.state, "key", "")
-    report = report_of(model, owner, given_key(request.headers), since, instance)
+    if not (since.isascii() and since.isdigit() and len(since) < 20):
+        message = "Invalid value for 'since': it must be the number of a report, such as 0."
+        raise ApiError(message, code="invalid_value", param="since")
+    report = report_of(model, owner, given_key(request.headers), int(since), instance)
     return Response(reports.dump_json(report), media_type="application/json")
 
 
