@@ -21,15 +21,16 @@ from benchmarks.simulated_replicas import Replica, Speeds, Turn
 from cluster.placement import Placed, Placement, Prompt
 
 # Qwen2.5-7B-Instruct's shape.
+HIDDEN_SIZE, NUM_LAYERS, CONTEXT_LENGTH = 3584, 28, 32768
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
-    "hidden_size": 3584,
+    "hidden_size": HIDDEN_SIZE,
     "intermediate_size": 18944,
-    "num_hidden_layers": 28,
+    "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
-    "max_position_embeddings": 32768,
+    "max_position_embeddings": CONTEXT_LENGTH,
     "vocab_size": 152064,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
@@ -85,7 +86,7 @@ def plan_speeds() -> Speeds:
         scheme = preview(spec, WhatIf(device_memory=8 * GIB, ram=64 * GIB)).scheme
     plan, forecast = scheme.plan, scheme.forecast
     card = replace(CARD, gbps=DEVICE[0], tflops=DEVICE[1])
-    attention = 4 * CONFIG["hidden_size"] * CONFIG["num_hidden_layers"]  # type: ignore[operator]
+    attention = 4 * HIDDEN_SIZE * NUM_LAYERS
     return Speeds(
         link_seconds=forecast.link_seconds,
         host_seconds=HOST_SECONDS,
@@ -96,7 +97,7 @@ def plan_speeds() -> Speeds:
         max_sequences=plan.max_sequences,
         max_rows=plan.max_rows,
         pages=plan.num_pages + plan.host_pages,
-        longest=spec.context_length or CONFIG["max_position_embeddings"],  # type: ignore[arg-type]
+        longest=CONTEXT_LENGTH,
     )
 
 

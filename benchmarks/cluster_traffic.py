@@ -56,7 +56,10 @@ class Outcome:
 
 
 class Policy(Protocol):
-    """The choice of replicas. It is told of everything that a router in front of them sees."""
+    """A way to choose the replica of each request.
+
+    The simulation calls it with every event that a router in front of the replicas would see.
+    """
 
     def choose(self, turn: Turn, names: Sequence[int], now: float) -> int | None:
         """Return one of the replicas `names`, or None to try again later."""

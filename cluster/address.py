@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Address:
-    """A peer as the settings name it.
+    """One entry of the setting `peers`: the address of another server.
 
     Args:
         url: the beginning of its URLs, without a slash at the end.

@@ -51,11 +51,11 @@ class Peer:
         return self.address.url
 
     def count_sent(self) -> None:
-        """Count a request that is sent to it."""
+        """Count a request that is sent to this peer."""
         self.num_sent += 1
 
     def count_lost(self) -> None:
-        """Count a request that goes on elsewhere."""
+        """Count a request that this peer lost, and that another server goes on with."""
         self.num_lost += 1
 
     def note_problem(self, problem: str) -> None:
@@ -118,7 +118,7 @@ class Peers:
             await peer.client.close()
 
     def count_moved(self) -> None:
-        """Count a stream that goes on elsewhere."""
+        """Count a stream that one server lost and another one goes on with."""
         self.num_moved += 1
 
     async def wait_for_report(self, timeout: float) -> None:

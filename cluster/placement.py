@@ -21,7 +21,7 @@ STALE_SECONDS = 5.0  # a replica that has not reported for longer gets no reques
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request as far as its placement depends on it.
+    """The properties of a request that its placement depends on.
 
     Args:
         num_tokens: the tokens that have to be stored before the first new one: the prompt, and what

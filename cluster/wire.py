@@ -1,4 +1,4 @@
-"""The messages between servers: the engine's own, as JSON, and checked by whoever receives them.
+"""The messages between servers: those of the engine as JSON, which the receiver checks.
 
 A server that sends a request to a peer reads lines of JSON: `Progress`, `Tokens`, and at the end
 `Ended` or `Failure`. An empty line is a sign of life. A peer is trusted to run the model, but
@@ -59,7 +59,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: EngineError) -> "Failure":
-        """Return the failure that tells of an error."""
+        """Return the message that reports an error to the other server."""
         match error:
             case RequestError():
                 return cls("request", str(error), error.code, error.param)
@@ -72,7 +72,7 @@ class Failure:
         return cls("died", str(error), "engine_error")
 
     def exception(self) -> EngineError:
-        """Return the error."""
+        """Return the error that this message reports."""
         match self.error:
             case "request":
                 return RequestError(self.message, self.code, self.param)

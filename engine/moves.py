@@ -12,9 +12,10 @@ Counts = tuple[tuple[str, int], ...]  # a number for each tier that has units
 
 @dataclass(frozen=True)
 class LimitMemory:
-    """Limits of memory in bytes, which hold beside those of the model's file until the next ones.
+    """A message that sets limits of memory, in bytes, until another such message changes them.
 
-    Units of weights move as they require. None: the limits in the model's file alone.
+    The limits of the model's file hold too. Units of weights move until the limits are kept. None
+    removes a limit.
     """
 
     device: int | None = None  # as `memory.device`

@@ -19,7 +19,10 @@ _OF_RAM = {"ram", "total"}
 
 
 def planned_bytes(plan: Plan) -> tuple[int, int]:
-    """Return the bytes of a plan on the device and in host memory, without those of any plan."""
+    """Return the bytes that a plan adds on the device and in host memory.
+
+    What driver, libraries and compiled code take whatever is planned is not counted.
+    """
     host = plan.host_bytes - plan.memory.host_runtime - plan.memory.code
     return plan.device_bytes - plan.memory.device_runtime, host
 
@@ -124,7 +127,7 @@ class Replanner:
         return [unit for number in numbers for unit in self._demand.layers[number].units]
 
     def _tiers(self, resident: int, waiting: int) -> tuple[Tier, ...]:
-        """Return tiers with so many resident layers, and so many of the others in RAM.
+        """Return the tier of each unit with `resident` layers on the device and `waiting` in RAM.
 
         The head counts as the first of those in RAM, if it was there.
         """

@@ -22,7 +22,7 @@ from engine.streaming.device import Device
 
 @dataclass(frozen=True)
 class Shares:
-    """The shares of the memory there is that a plan may take."""
+    """The shares of the available memory that a plan may take."""
 
     device: float  # of the device's own memory
     cpu_device: float  # of the RAM, for the device's part, where the device computes in RAM

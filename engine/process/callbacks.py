@@ -1,4 +1,4 @@
-"""What the front end is told about an engine."""
+"""The functions by which the front end learns what happens in an engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

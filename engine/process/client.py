@@ -8,18 +8,12 @@ go on with the very text of an unbroken run.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import AsyncGenerator, Callable
 
 from engine.errors import EngineDied, EngineError, QueueFull, RequestError
 from engine.messages import (
-    AUTO,
-    AnswerFormat,
     Generate,
     ModelInfo,
-    SamplingParams,
-    Speculation,
-    Tail,
     Tokens,
 )
 from engine.moves import LimitMemory
@@ -43,7 +37,6 @@ from engine.spec import ModelSpec
 
 log = logging.getLogger("understudy.engine")
 
-NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
 LOST_CODES = ("engine_died", "engine_stalled", "engine_error")  # another process can go on
 
 
@@ -118,47 +111,6 @@ class EngineClient:
         it is not loaded after `timeout` seconds.
         """
         return await self._process.ready(timeout)
-
-    def generate(
-        self,
-        request_id: str,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        n: int = 1,
-        key: str = "",
-        speculation: Speculation = AUTO,
-        prediction: Sequence[int] = (),
-        answer_format: AnswerFormat | None = None,
-        continued: Mapping[int, Sequence[int]] = NOTHING,
-        *,
-        traced_nodes: int = 0,
-        http_id: str = "",
-        on_prompt: Callable[[int], None] | None = None,
-        on_lost: Callable[[], None] | None = None,
-        on_tokens: Callable[[int], None] | None = None,
-    ) -> AsyncGenerator[Tokens, None]:
-        """Send a request to the engine, and return the stream of its tokens, as `run` does.
-
-        Args:
-            continued: the tokens that the client has, by choice; the stream goes on after them, and
-                begins with a replay for each such choice.
-            key, prediction, answer_format, traced_nodes, http_id: as in `Generate`.
-            on_prompt, on_lost, on_tokens: as in `run`.
-        """
-        message = request_message(
-            request_id,
-            prompt,
-            params,
-            n,
-            key,
-            speculation,
-            prediction,
-            answer_format,
-            continued,
-            traced_nodes=traced_nodes,
-            http_id=http_id,
-        )
-        return self.run(message, on_prompt=on_prompt, on_lost=on_lost, on_tokens=on_tokens)
 
     def run(
         self,
@@ -346,38 +298,6 @@ class EngineClient:
         """Return whether a request is refused, because processes died of it."""
         is_known = bool(self._deaths)
         return is_known and self._deaths.is_refused(request.fingerprint, time.monotonic())
-
-
-def request_message(
-    request_id: str,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    n: int = 1,
-    key: str = "",
-    speculation: Speculation = AUTO,
-    prediction: Sequence[int] = (),
-    answer_format: AnswerFormat | None = None,
-    continued: Mapping[int, Sequence[int]] = NOTHING,
-    *,
-    traced_nodes: int = 0,
-    http_id: str = "",
-) -> Generate:
-    """Return the message that begins a request. The arguments are those of `generate`."""
-    tails = (Tail(choice, tuple(continued.get(choice, ())), is_read=False) for choice in range(n))
-    return Generate(
-        request_id,
-        tuple(prompt),
-        params,
-        n,
-        key,
-        speculation,
-        tuple(prediction),
-        answer_format,
-        emitted=tuple(tails) if any(continued.values()) else (),
-        is_continued=any(continued.values()),
-        traced_nodes=traced_nodes,
-        http_id=http_id,
-    )
 
 
 def _refusal(death: EngineError | None = None) -> RequestError:

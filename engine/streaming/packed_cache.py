@@ -81,7 +81,7 @@ def remove(entry: CacheEntry) -> None:
     """
     with lock(entry.path / INDEX) as free:
         if not free:
-            raise ModelError(f"{entry.path}: in use by a running engine. Stop it first")
+            raise ModelError(f"{entry.path}: in use by a running engine. Unload its model first")
         remove_folder(entry.path)
 
 

@@ -1,7 +1,7 @@
 """The units that are kept in memory: resident ones on the device, others in host buffers."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import accumulate
 
@@ -52,22 +52,20 @@ class UnitStore:
         open_link = partial(
             self._device.open_link, reader, Meters(), READERS, sent=[], num_copiers=0
         )
-        try:
-            with (
-                closing(open_link(staged=resident)) as staged,
-                closing(open_link(staged=[])) as direct,
-            ):
-                for unit in sorted((*resident, *waiting)):
-                    if unit in waiting:
-                        buffers[unit], arrivals[unit] = direct.host_buffer(unit)
-                    else:
-                        slot = staged.slot(reader.slot_layouts[unit].nbytes)
-                        memory[unit], arrivals[unit] = slot.memory, slot.read(unit)
-                _await_all(reader, arrivals, progress)
-        except BaseException:
-            for buffer in buffers.values():
-                buffer.unpin()
-            raise
+        with (
+            ExitStack() as undo,  # unless all units are loaded
+            closing(open_link(staged=resident)) as staged,
+            closing(open_link(staged=[])) as direct,
+        ):
+            for unit in sorted((*resident, *waiting)):
+                if unit in waiting:
+                    buffers[unit], arrivals[unit] = direct.host_buffer(unit)
+                    undo.callback(buffers[unit].unpin)
+                else:
+                    slot = staged.slot(reader.slot_layouts[unit].nbytes)
+                    memory[unit], arrivals[unit] = slot.memory, slot.read(unit)
+            _await_all(reader, arrivals, progress)
+            undo.pop_all()
         self.resident |= memory
         self.waiting |= buffers
 

@@ -14,10 +14,10 @@ from engine.messages import (
     SamplingParams,
     Speculation,
     Stats,
+    Tail,
     TokenLogprob,
     Tokens,
 )
-from engine.process.client import request_message
 from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait, in_line
 from server.models.loaded_model import LoadedModel
@@ -129,16 +129,20 @@ async def generate(
 
 def _message(job: Job, index: int, params: SamplingParams, http_id: str) -> Generate:
     """Return the engine's message for one prompt of a job."""
-    return request_message(
+    given, n = job.continued_of(index), max(job.n, job.best_of)
+    tails = [Tail(choice, tuple(given.get(choice, ())), is_read=False) for choice in range(n)]
+    is_continued = any(given.values())
+    return Generate(
         f"{job.id}-{index}",
-        job.prompts[index],
+        tuple(job.prompts[index]),
         params,
-        max(job.n, job.best_of),
+        n,
         job.key,
         job.speculation,
-        job.prediction,
+        tuple(job.prediction),
         job.answer_format,
-        job.continued_of(index),
+        emitted=tuple(tails) if is_continued else (),
+        is_continued=is_continued,
         traced_nodes=job.traced_nodes,
         http_id=http_id,
     )

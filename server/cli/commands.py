@@ -11,6 +11,7 @@ import rich.console
 from huggingface_hub.errors import CacheNotFound
 
 from engine.cache_files import check_cache
+from engine.errors import ModelError
 from engine.messages import LoadProgress
 from engine.weights import hub
 from server.cli.console import Console, table
@@ -93,7 +94,7 @@ def plan(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> 
 
 
 def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) -> int:
-    """Remove the entries of the cache, after asking on the terminal."""
+    """Remove the entries of the cache that no engine uses, after asking on the terminal."""
     from engine.streaming import packed_cache  # imports torch, which `pull` does not need
 
     packed_cache.remove_leftovers()
@@ -107,9 +108,14 @@ def prune(args: argparse.Namespace, env: Mapping[str, str], console: Console) ->
         f"Remove {len(packed)} entries of the cache ({total})? [y/N] "
     ):
         return 1
+    removed = 0
     for entry in packed:
-        packed_cache.remove(entry)
-    print(f"Removed {total}.")
+        try:
+            packed_cache.remove(entry)
+            removed += entry.nbytes
+        except ModelError as error:
+            console.line(f"kept {error}")
+    print(f"Removed {size_text(removed)}.")
     return 0
 
 

@@ -26,7 +26,7 @@ from engine.messages import (
     Stats,
     Tokens,
 )
-from engine.moves import LimitMemory, Replanned
+from engine.moves import LimitMemory, Reason, Replanned
 from engine.process.worker import OnPassProgress, OnPrompt, serve
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.recheck import Rechecks
@@ -137,8 +137,9 @@ class FakeResidence:
         if wanted is None or (wanted.device is not None) == self._is_away:
             return
         self._is_away = not self._is_away
-        tier, reason = ("disk", "device") if self._is_away else ("resident", "freed")
-        self._report = Replanned(reason, f"all on {tier}", ((tier, 3),), ((tier, 300),))  # type: ignore[arg-type]  # mypy joins the pairs to str
+        tier = "disk" if self._is_away else "resident"
+        reason: Reason = "device" if self._is_away else "freed"
+        self._report = Replanned(reason, f"all on {tier}", ((tier, 3),), ((tier, 300),))
 
     def take_report(self) -> Replanned | None:
         report, self._report = self._report, None

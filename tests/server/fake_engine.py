@@ -5,7 +5,7 @@ template.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import cast
@@ -15,13 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.errors import EngineDied, EngineError, QueueFull
 from engine.messages import (
-    AUTO,
-    AnswerFormat,
     Generate,
     ModelInfo,
     Origin,
-    SamplingParams,
-    Speculation,
     Stats,
     Tail,
     TokenLogprob,
@@ -31,7 +27,7 @@ from engine.moves import LimitMemory
 from engine.pass_trace import DraftedNodes, PassTrace
 from engine.process.admission import check_request
 from engine.process.callbacks import EngineCallbacks
-from engine.process.client import NOTHING, EngineClient, request_message
+from engine.process.client import EngineClient
 from engine.process.engine_process import State
 from engine.process.token_stream import EventQueue, TokenStream
 from engine.spec import ModelSpec
@@ -250,39 +246,6 @@ class FakeEngine:
         for request_id, events in self.event_queues.items():
             if request_id in self.running:
                 events.put_nowait(EngineDied(self.refusal or "unloaded", "engine_closed"))
-
-    def generate(
-        self,
-        request_id: str,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        n: int = 1,
-        key: str = "",
-        speculation: Speculation = AUTO,
-        prediction: Sequence[int] = (),
-        answer_format: AnswerFormat | None = None,
-        continued: Mapping[int, Sequence[int]] = NOTHING,
-        *,
-        traced_nodes: int = 0,
-        http_id: str = "",
-        on_prompt: Callable[[int], None] | None = None,
-        on_lost: Callable[[], None] | None = None,
-        on_tokens: Callable[[int], None] | None = None,
-    ) -> AsyncGenerator[Tokens, None]:
-        message = request_message(
-            request_id,
-            prompt,
-            params,
-            n,
-            key,
-            speculation,
-            prediction,
-            answer_format,
-            continued,
-            traced_nodes=traced_nodes,
-            http_id=http_id,
-        )
-        return self.run(message, on_prompt=on_prompt, on_lost=on_lost, on_tokens=on_tokens)
 
     def run(
         self,

@@ -72,9 +72,10 @@ class SharedLayers:
                 self.copies.by_layer.pop(number, None)
 
     def attach(self) -> bool:
-        """Give layers without weights those of the target where it is resident, or substitutes.
+        """Bind weights to the layers that `detach` left without any.
 
-        Return False if a layer has none, because its substitute was never made or cannot be read.
+        A layer gets the target's weights if they are resident, and else its 4-bit substitute.
+        Return False if a layer has no substitute, because none was made or it cannot be read.
         Raises `ModelError` if weights are coded by a substitute that cannot be read.
         """
         numbers = sorted(self._missing)

@@ -24,7 +24,7 @@ _CHECKSUM = struct.Struct("<I")
 
 
 def file_bytes(payload_bytes: int) -> int:
-    """Return the bytes of the file of a block of so many bytes."""
+    """Return the size in bytes of the file of a block with `payload_bytes` bytes of KV."""
     return HEADER_BYTES + payload_bytes
 
 

@@ -74,7 +74,7 @@ class DiskStore:
         return name in self.folder or name in self._queued
 
     def has_room(self, nbytes: int) -> bool:
-        """Return whether a block of so many bytes can be queued to be written."""
+        """Return whether the queue of writes has room for a block of `nbytes` bytes."""
         with self._changed:
             if not self._queued:
                 return True
@@ -93,7 +93,7 @@ class DiskStore:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether a read has been under way for so long that no further one is worth trying."""
+        """Whether a read takes so long that computing the tokens is better than another read."""
         now = time.monotonic()
         with self._changed:
             return any(now > late for late in self._late.values())
@@ -120,7 +120,7 @@ class DiskStore:
         self._reads.put(_Read(block, nbytes, is_wanted, deliver))
 
     def count_hit(self, tokens: int) -> None:
-        """Count a prompt that begins with the KV of so many tokens from the disk."""
+        """Count a prompt whose first `tokens` tokens have their KV from the disk."""
         self._count(hits=1, tokens=tokens)
 
     def wait(self, seconds: float, is_over: Callable[[], bool]) -> None:

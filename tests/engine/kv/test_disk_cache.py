@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -393,11 +394,8 @@ class Restarts(Traffic):
                 read_all(self.cache)
             return table
 
-        setattr(self.cache, "open", open_and_read)  # noqa: B010
-        try:
+        with patch.object(self.cache, "open", open_and_read):
             super().arrive()
-        finally:
-            delattr(self.cache, "open")
 
     def restart(self, limit: int) -> None:
         self.finish_all()

@@ -12,6 +12,7 @@ from engine.process import watchdog
 from engine.process.client import EngineClient
 from tests.engine import fake_engine
 from tests.engine.fake_engine import fake_spec
+from tests.engine.process.requests import generate
 
 PARAMS = SamplingParams()
 
@@ -43,7 +44,7 @@ async def client(clients: MakeClient) -> EngineClient:
 
 async def answer(client: EngineClient, prompt: list[int], n: int = 1) -> list[Tokens]:
     name = f"request {os.urandom(4).hex()}"
-    return [tokens async for tokens in client.generate(name, prompt, PARAMS, n)]
+    return [tokens async for tokens in generate(client, name, prompt, PARAMS, n)]
 
 
 async def exhaust(stream: AsyncGenerator[Tokens, None]) -> None:

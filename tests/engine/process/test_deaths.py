@@ -17,6 +17,7 @@ from engine.process.client import EngineClient
 from engine.process.pipe import PipeReader
 from tests.engine.fake_engine import DIES_ONCE, ENDLESS, EXHAUST, STOPS_ONCE
 from tests.engine.process.conftest import PARAMS, MakeClient, child_pid, exhaust
+from tests.engine.process.requests import generate
 
 Stream = AsyncGenerator[Tokens, None]
 LONG = list(range(1, 60))
@@ -34,7 +35,7 @@ async def test_streams_go_on_however_the_process_ends(
 ) -> None:
     monkeypatch.setattr(watchdog, "MIN_SILENCE_S", 0.3)
     monkeypatch.setattr(watchdog, "FIRST_PASS_SILENCE_S", 0.3)
-    streams = [client.generate(f"{i}", [ENDLESS], PARAMS) for i in range(2)]
+    streams = [generate(client, f"{i}", [ENDLESS], PARAMS) for i in range(2)]
     for stream in streams:
         await anext(stream)
     before = child_pid(client)
@@ -52,8 +53,8 @@ async def test_streams_go_on_however_the_process_ends(
 async def test_a_request_that_takes_all_memory_is_refused_and_the_others_go_on(
     client: EngineClient,
 ) -> None:
-    other = client.generate("other", LONG, PARAMS)
-    greedy = client.generate("greedy", [EXHAUST, 5], PARAMS)
+    other = generate(client, "other", LONG, PARAMS)
+    greedy = generate(client, "greedy", [EXHAUST, 5], PARAMS)
     with pytest.raises(RequestError, match="died twice"):
         await exhaust(greedy)
     assert await rest(other) == LONG
@@ -66,7 +67,7 @@ async def test_a_load_that_fails_after_a_death_is_repeated(
     client = clients(name, tmp_path)
     await client.start()
     monkeypatch.setattr(watchdog, "LOAD_SILENCE_S", 1.5)
-    stream = client.generate("endless", [ENDLESS], PARAMS)
+    stream = generate(client, "endless", [ENDLESS], PARAMS)
     await anext(stream)
     os.kill(child_pid(client), signal.SIGKILL)
     while client.state == "ready":
@@ -78,8 +79,8 @@ async def test_a_load_that_fails_after_a_death_is_repeated(
 
 
 async def test_a_process_may_die_as_soon_as_it_is_ready(client: EngineClient) -> None:
-    stream = client.generate("r", [ENDLESS], PARAMS)
-    other = client.generate("other", [ENDLESS], PARAMS)
+    stream = generate(client, "r", [ENDLESS], PARAMS)
+    other = generate(client, "other", [ENDLESS], PARAMS)
     await anext(stream)
     await anext(other)
     for _ in range(3):

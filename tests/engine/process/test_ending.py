@@ -11,6 +11,7 @@ from engine.process import watchdog
 from engine.process.client import EngineClient
 from tests.engine.fake_engine import ENDLESS, SPIN
 from tests.engine.process.conftest import PARAMS, MakeClient, answer, child_pid, exhaust
+from tests.engine.process.requests import generate
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -28,15 +29,15 @@ async def test_signals_of_the_group_are_left_to_the_front_end(
 
 
 async def test_draining_fails_waiting_requests_and_not_running_ones(client: EngineClient) -> None:
-    running = client.generate("runs", [ENDLESS], PARAMS)
+    running = generate(client, "runs", [ENDLESS], PARAMS)
     await anext(running)
-    spinning = client.generate("spins", [SPIN], PARAMS)  # the passes of the others wait for it
-    waiting = client.generate("waits", [5], PARAMS)
+    spinning = generate(client, "spins", [SPIN], PARAMS)  # the passes of the others wait for it
+    waiting = generate(client, "waits", [5], PARAMS)
     client.drain("enough for today")
     with pytest.raises(EngineDied, match="enough for today"):
         await anext(waiting)
     with pytest.raises(EngineDied, match="enough for today"):
-        client.generate("late", [5], PARAMS)
+        generate(client, "late", [5], PARAMS)
     assert client.num_outstanding == 1
     await spinning.aclose()
     assert (await anext(running)).text == "on"
@@ -52,7 +53,7 @@ async def test_draining_fails_requests_that_wait_for_a_restart(
     monkeypatch.setattr(watchdog, "BACKOFF_FIRST_S", 60.0)
     client = clients()
     await client.start()
-    running = client.generate("runs", [ENDLESS], PARAMS)
+    running = generate(client, "runs", [ENDLESS], PARAMS)
     await anext(running)
     os.kill(child_pid(client), signal.SIGKILL)
     while client.state == "ready":
@@ -72,5 +73,5 @@ async def test_draining_fails_requests_that_wait_for_a_restart(
 async def test_a_request_for_an_unloaded_model_says_so(client: EngineClient) -> None:
     await client.close()
     with pytest.raises(EngineDied, match="closed, because it was unloaded") as died:
-        client.generate("late", [5], PARAMS)
+        generate(client, "late", [5], PARAMS)
     assert died.value.code == "engine_closed"

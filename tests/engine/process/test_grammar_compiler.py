@@ -12,6 +12,7 @@ from engine.messages import Tokens
 from engine.process.client import EngineClient
 from tests.engine.fake_engine import RAISE, REFUSE
 from tests.engine.process.conftest import PARAMS, answer, exhaust
+from tests.engine.process.requests import generate
 
 # The fake engine compiles this grammar until a pass has run.
 LONG = replace(PARAMS, grammar="long")
@@ -22,7 +23,7 @@ async def begin(
 ) -> AsyncGenerator[Tokens, None]:
     """Return the stream of a request whose grammar is being compiled."""
     begun = asyncio.Event()
-    stream = client.generate(name, prompt, LONG, n, on_prompt=lambda _: begun.set())
+    stream = generate(client, name, prompt, LONG, n, on_prompt=lambda _: begun.set())
     await begun.wait()
     return stream
 
@@ -42,7 +43,7 @@ async def test_requests_join_the_queue_in_the_order_of_their_grammars(client: En
         started.append(name)
 
     for name in ("second", "third"):
-        streams.append(client.generate(name, [6], LONG, on_prompt=partial(note, name)))
+        streams.append(generate(client, name, [6], LONG, on_prompt=partial(note, name)))
     await answer(client, [7])
     for stream in streams:
         await exhaust(stream)
@@ -51,13 +52,13 @@ async def test_requests_join_the_queue_in_the_order_of_their_grammars(client: En
 
 async def test_a_client_may_leave_while_its_grammar_is_compiled(client: EngineClient) -> None:
     leaving = await begin(client, "leaves", [RAISE])  # its pass would end the engine
-    waiting = client.generate("leaves too", [RAISE], LONG)
+    waiting = generate(client, "leaves too", [RAISE], LONG)
     await leaving.aclose()
     await waiting.aclose()
     assert client.num_outstanding == 0
     for _ in range(3):
         assert (await answer(client, [7]))[-1].finish == "stop"
-    assert [tokens.ids async for tokens in client.generate("after", [8], LONG)] == [(8,)]
+    assert [tokens.ids async for tokens in generate(client, "after", [8], LONG)] == [(8,)]
 
 
 @pytest.mark.parametrize(
@@ -68,14 +69,14 @@ async def test_a_refusal_after_compiling_reaches_the_caller(
     client: EngineClient, grammar: str, prompt: list[int], code: str
 ) -> None:
     with pytest.raises(RequestError) as refused:
-        await exhaust(client.generate("r", prompt, replace(PARAMS, grammar=grammar)))
+        await exhaust(generate(client, "r", prompt, replace(PARAMS, grammar=grammar)))
     assert refused.value.code == code and client.num_outstanding == 0
     assert (await answer(client, [5]))[-1].finish == "stop"
 
 
 async def test_a_bug_in_the_compiler_ends_the_engine_with_its_reason(client: EngineClient) -> None:
     with pytest.raises(RequestError, match="no such grammar"):
-        await exhaust(client.generate("r", [5], replace(PARAMS, grammar="bug")))
+        await exhaust(generate(client, "r", [5], replace(PARAMS, grammar="bug")))
     await client.ready(timeout=240)
 
 

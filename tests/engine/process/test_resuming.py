@@ -28,6 +28,7 @@ from tests.engine.fake_engine import (
     SPIN,
 )
 from tests.engine.process.conftest import PARAMS, MakeClient, child_pid, exhaust
+from tests.engine.process.requests import generate
 
 Stream = AsyncGenerator[Tokens, None]
 LONG = list(range(1, 60))
@@ -53,9 +54,9 @@ async def test_streams_go_on_with_the_tokens_that_are_left(clients: MakeClient) 
     lost: list[str] = []
     client = clients(callbacks=EngineCallbacks(on_resume=lambda: resumed.append(None)))
     await client.start()
-    stuck = client.generate("stuck", [SPIN], PARAMS)  # the others have no second pass before it
+    stuck = generate(client, "stuck", [SPIN], PARAMS)  # the others have no second pass before it
     streams = [
-        client.generate(name, LONG[:length], PARAMS, n, on_lost=lambda: lost.append("lost"))
+        generate(client, name, LONG[:length], PARAMS, n, on_lost=lambda: lost.append("lost"))
         for name, length, n in (("one", 9, 1), ("three", 5, 3), ("done", 1, 1))
     ]
     await asyncio.sleep(0.05)
@@ -73,8 +74,8 @@ async def test_streams_go_on_with_the_tokens_that_are_left(clients: MakeClient) 
 
 @pytest.mark.parametrize("kills", [1, 2])
 async def test_no_token_is_lost_or_sent_twice(client: EngineClient, kills: int) -> None:
-    endless = client.generate("endless", [ENDLESS], PARAMS)
-    stream = client.generate("r", LONG, PARAMS, 2)
+    endless = generate(client, "endless", [ENDLESS], PARAMS)
+    stream = generate(client, "r", LONG, PARAMS, 2)
     got: dict[int, list[int]] = {0: [], 1: []}
     for _ in range(kills):
         for _ in range(GOOD_TOKENS):  # then the kill before does not count any more
@@ -144,9 +145,9 @@ async def test_an_answer_does_not_go_on_in_an_engine_with_another_fingerprint(
 ) -> None:
     client = clients(CHANGING)
     before = await client.start()
-    begun = client.generate("begun", [ENDLESS], PARAMS)
+    begun = generate(client, "begun", [ENDLESS], PARAMS)
     await anext(begun)
-    new = client.generate("new", LONG, PARAMS)
+    new = generate(client, "new", LONG, PARAMS)
     await kill(client)
     after = await client.ready(60)
     assert after.fingerprint != before.fingerprint
@@ -169,7 +170,7 @@ async def test_lost_requests_go_first_and_past_the_limit_of_the_queue(clients: M
     client = clients(max_queue=2)
     await client.start()
     old = [
-        client.generate(name, [ENDLESS], PARAMS, on_prompt=partial(note, name))
+        generate(client, name, [ENDLESS], PARAMS, on_prompt=partial(note, name))
         for name in ("old 0", "old 1")
     ]
     for stream in old:
@@ -178,9 +179,9 @@ async def test_lost_requests_go_first_and_past_the_limit_of_the_queue(clients: M
     await kill(client)
     await client.ready(60)
     with pytest.raises(QueueFull, match="2 requests"):
-        client.generate("new", [5], PARAMS)
+        generate(client, "new", [5], PARAMS)
     await old[0].aclose()
-    new = client.generate("new", [5], PARAMS, on_prompt=partial(note, "new"))
+    new = generate(client, "new", [5], PARAMS, on_prompt=partial(note, "new"))
     assert await rest(new) == {0: [5]}
     assert order.index("old 1") < order.index("new")
     await old[1].aclose()
@@ -196,7 +197,7 @@ async def test_of_requests_that_run_alone_the_shortest_goes_first(clients: MakeC
     await client.start()
     lengths = {"long": 30, "middle": 9, "short": 2}  # those that came first have sent most
     streams = [
-        client.generate(name, [ENDLESS] * length, PARAMS, on_prompt=partial(note, name))
+        generate(client, name, [ENDLESS] * length, PARAMS, on_prompt=partial(note, name))
         for name, length in lengths.items()
     ]
     for stream in streams:
@@ -211,7 +212,7 @@ async def test_of_requests_that_run_alone_the_shortest_goes_first(clients: MakeC
 
 
 async def test_the_client_of_a_lost_request_may_leave(client: EngineClient) -> None:
-    streams = [client.generate(f"{i}", [ENDLESS], PARAMS) for i in range(3)]
+    streams = [generate(client, f"{i}", [ENDLESS], PARAMS) for i in range(3)]
     for stream in streams:
         await anext(stream)
     await kill(client)
@@ -227,21 +228,21 @@ async def test_the_client_of_a_lost_request_may_leave(client: EngineClient) -> N
 async def test_a_poison_is_refused_and_the_others_go_on(
     client: EngineClient, poison: list[int]
 ) -> None:
-    others = [client.generate(f"{i}", LONG, PARAMS) for i in range(4)]
-    bad = client.generate("bad", poison, SamplingParams(seed=1))
-    more = [client.generate(f"more {i}", LONG, PARAMS) for i in range(3)]
+    others = [generate(client, f"{i}", LONG, PARAMS) for i in range(4)]
+    bad = generate(client, "bad", poison, SamplingParams(seed=1))
+    more = [generate(client, f"more {i}", LONG, PARAMS) for i in range(3)]
     with pytest.raises(RequestError, match="died twice") as refused:
         await exhaust(bad)
     assert refused.value.code == "request_failed"
     for stream in (*others, *more):
         assert await rest(stream) == {0: LONG}
     with pytest.raises(RequestError, match="died twice"):
-        client.generate("again", poison, SamplingParams(seed=2))
+        generate(client, "again", poison, SamplingParams(seed=2))
 
 
 async def test_a_request_that_survives_alone_is_not_refused(client: EngineClient) -> None:
-    fragile = client.generate("fragile", [KILL_OTHERS, 5, 6], PARAMS)
-    other = client.generate("other", LONG, PARAMS)
+    fragile = generate(client, "fragile", [KILL_OTHERS, 5, 6], PARAMS)
+    other = generate(client, "other", LONG, PARAMS)
     assert await rest(fragile) == {0: [KILL_OTHERS, 5, 6]}
     assert await rest(other) == {0: LONG}
 
@@ -251,7 +252,7 @@ async def test_streams_end_with_the_death_if_the_model_cannot_be_loaded_again(
 ) -> None:
     client = clients(ONCE, tmp_path)
     await client.start()
-    stream = client.generate("r", [ENDLESS], PARAMS)
+    stream = generate(client, "r", [ENDLESS], PARAMS)
     await anext(stream)
     await kill(client)
     with pytest.raises(EngineDied, match="SIGKILL") as died:
@@ -266,17 +267,17 @@ async def test_a_request_that_comes_while_the_process_restarts_is_answered(
     resumed: list[None] = []
     client = clients(callbacks=EngineCallbacks(on_resume=lambda: resumed.append(None)))
     await client.start()
-    running = client.generate("running", [ENDLESS], PARAMS)
+    running = generate(client, "running", [ENDLESS], PARAMS)
     await anext(running)
     await kill(client)
     assert client.state == "restarting"
-    assert await rest(client.generate("new", LONG, PARAMS, 2)) == {0: LONG, 1: LONG[:-1]}
+    assert await rest(generate(client, "new", LONG, PARAMS, 2)) == {0: LONG, 1: LONG[:-1]}
     assert len(resumed) == 1, "only the running one has been resumed"
     await running.aclose()
 
 
 async def test_closing_during_a_restart_ends_the_streams(client: EngineClient) -> None:
-    stream = client.generate("r", [ENDLESS], PARAMS)
+    stream = generate(client, "r", [ENDLESS], PARAMS)
     await anext(stream)
     await kill(client)
     await client.close()

@@ -21,6 +21,7 @@ from engine.spec import MemorySpec, StreamSpec
 from tests.demo_server import COMPILED
 from tests.engine.models import PLAIN, SUBSPEC, checkpoint, model_spec, prompt
 from tests.engine.process.conftest import child_pid, exhaust
+from tests.engine.process.requests import generate
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 
@@ -28,7 +29,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 async def ids_of(client: EngineClient, name: str, seed: int) -> list[int]:
     """Return all tokens of one answer."""
     got: list[int] = []
-    async for tokens in client.generate(name, prompt(60, seed), GREEDY):
+    async for tokens in generate(client, name, prompt(60, seed), GREEDY):
         got += tokens.ids
     return got
 
@@ -49,7 +50,7 @@ class Service:
 
     async def leave_after(self, name: str, seed: int, messages: int) -> None:
         """Send a request, read some messages of its answer, and leave."""
-        stream = self.client.generate(name, prompt(60, seed), GREEDY)
+        stream = generate(self.client, name, prompt(60, seed), GREEDY)
         try:
             for _ in range(messages):
                 await anext(stream)
@@ -114,7 +115,8 @@ async def test_every_stream_goes_on_after_a_kill(service: Service) -> None:
     for kill in range(2):
         lost: list[int] = []
         streams = [
-            service.client.generate(
+            generate(
+                service.client,
                 f"cut{kill}.{seed}",
                 prompt(60, seed),
                 GREEDY,
@@ -145,7 +147,7 @@ async def test_an_engine_that_restarts_with_other_files_is_refused(tmp_path: Pat
         first = await client.start()
         tokenizer = folder / "tokenizer_config.json"
         tokenizer.write_text(tokenizer.read_text() + "\n")
-        stream = client.generate("runs", prompt(9), replace(GREEDY, max_tokens=200))
+        stream = generate(client, "runs", prompt(9), replace(GREEDY, max_tokens=200))
         await anext(stream)
         os.kill(child_pid(client), signal.SIGKILL)
         while client.state == "ready":

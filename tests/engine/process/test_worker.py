@@ -52,6 +52,7 @@ from tests.engine.fake_engine import (
     fake_spec,
 )
 from tests.engine.process.conftest import PARAMS, MakeClient, answer, child_pid
+from tests.engine.process.requests import generate
 
 ROOT = Path(__file__).parents[3]
 
@@ -126,10 +127,10 @@ async def test_requests_above_the_queue_limit_are_refused_until_one_ends(
 ) -> None:
     client = clients(max_queue=2)
     await client.start()
-    first = client.generate("first", [ENDLESS], PARAMS)
-    second = client.generate("second", [ENDLESS], PARAMS)
+    first = generate(client, "first", [ENDLESS], PARAMS)
+    second = generate(client, "second", [ENDLESS], PARAMS)
     with pytest.raises(QueueFull, match="2 requests"):
-        client.generate("third", [5], PARAMS)
+        generate(client, "third", [5], PARAMS)
     await first.aclose()
     assert (await answer(client, [5]))[-1].finish == "stop"
     await second.aclose()
@@ -140,8 +141,8 @@ async def test_a_request_has_a_queue_position_until_its_first_pass(
 ) -> None:
     done: asyncio.Queue[int] = asyncio.Queue()
     streams = [
-        client.generate("first", [ENDLESS], PARAMS, on_prompt=done.put_nowait),
-        client.generate("second", [ENDLESS], PARAMS),
+        generate(client, "first", [ENDLESS], PARAMS, on_prompt=done.put_nowait),
+        generate(client, "second", [ENDLESS], PARAMS),
     ]
     assert [client.position(name) for name in ("first", "second", "other")] == [1, 2, 0]
     assert await done.get() == 0
@@ -154,24 +155,24 @@ async def test_a_request_has_a_queue_position_until_its_first_pass(
 
 
 async def test_ending_the_stream_early_in_any_way_aborts_the_request(client: EngineClient) -> None:
-    left = client.generate("left", [ENDLESS], PARAMS)
+    left = generate(client, "left", [ENDLESS], PARAMS)
     await anext(left)
     await left.aclose()
     with pytest.raises(StopAsyncIteration):
         await anext(left)
 
-    waiting = client.generate("cancelled", [SPIN], PARAMS)
+    waiting = generate(client, "cancelled", [SPIN], PARAMS)
     task = asyncio.ensure_future(anext(waiting))
     await asyncio.sleep(0)  # it waits for a token now
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    thrown = client.generate("thrown", [SPIN], PARAMS)
+    thrown = generate(client, "thrown", [SPIN], PARAMS)
     with pytest.raises(ZeroDivisionError):
         await thrown.athrow(ZeroDivisionError())
 
-    never_iterated = client.generate("collected", [SPIN], PARAMS)
+    never_iterated = generate(client, "collected", [SPIN], PARAMS)
     assert client.num_outstanding == 1
     del never_iterated
     gc.collect()
@@ -261,7 +262,7 @@ async def test_a_killed_process_is_restarted(clients: MakeClient) -> None:
     client = clients(callbacks=EngineCallbacks(on_restart=lambda: restarts.append(None)))
     await client.start()
     before = child_pid(client)
-    stream = client.generate("runs", [ENDLESS], PARAMS)
+    stream = generate(client, "runs", [ENDLESS], PARAMS)
     await anext(stream)
     os.kill(before, signal.SIGKILL)
     while client.state == "ready":
@@ -277,13 +278,13 @@ async def test_an_exception_in_a_step_is_reported_and_its_request_refused(
 ) -> None:
     client = clients()  # started here, so that its stderr is the captured one
     await client.start()
-    stream = client.generate("poison", [RAISE, 5], SamplingParams(seed=1))
+    stream = generate(client, "poison", [RAISE, 5], SamplingParams(seed=1))
     with pytest.raises(RequestError, match=r"died twice.*ZeroDivisionError: no such") as refused:
         await anext(stream)
     assert refused.value.code == "request_failed"
     await client.ready(60)
     with pytest.raises(RequestError, match="died twice"):
-        client.generate("poison", [RAISE, 5], SamplingParams(seed=3))
+        generate(client, "poison", [RAISE, 5], SamplingParams(seed=3))
     assert (await answer(client, [5]))[-1].finish == "stop"
     assert "no such layer" in capfd.readouterr().err
 
@@ -295,8 +296,8 @@ async def test_a_stalled_process_dumps_its_stacks_and_is_restarted(
     await client.start()
     monkeypatch.setattr(watchdog, "MIN_SILENCE_S", 0.2)
     monkeypatch.setattr(watchdog, "FIRST_PASS_SILENCE_S", 0.2)
-    stalled = client.generate("stalled", [STALL], PARAMS)
-    bystander = client.generate("bystander", [5, 6], PARAMS)
+    stalled = generate(client, "stalled", [STALL], PARAMS)
+    bystander = generate(client, "bystander", [5, 6], PARAMS)
     with pytest.raises(RequestError, match="died twice"):
         await anext(stalled)
     assert [tokens.text async for tokens in bystander] == ["5 ", "6 "]
@@ -319,7 +320,7 @@ async def test_heartbeats_within_a_pass_restart_the_watchdogs_timer(
     await client.start()
     while not restarts.empty():
         restarts.get_nowait()
-    stream = client.generate("spins", [SPIN], PARAMS)
+    stream = generate(client, "spins", [SPIN], PARAMS)
     await restarts.get()  # the request was sent
     await restarts.get()  # a heartbeat: a pass that does not end by itself sends nothing else
     await stream.aclose()  # a stream that nothing refers to is aborted
@@ -398,7 +399,7 @@ async def test_the_error_of_a_failed_load_has_its_reason(clients: MakeClient) ->
     with pytest.raises(ModelError):
         await client.ready(60)
     with pytest.raises(EngineDied, match="failed"):
-        client.generate("late", [5], PARAMS)
+        generate(client, "late", [5], PARAMS)
 
 
 async def test_the_error_of_a_process_that_dies_while_loading_has_its_code(
@@ -430,7 +431,7 @@ async def test_a_model_that_cannot_be_loaded_again_fails_permanently(
 
 async def test_closing_ends_the_process_and_fails_its_requests(client: EngineClient) -> None:
     gone = os.pidfd_open(child_pid(client))
-    stream = client.generate("runs", [SPIN], PARAMS)
+    stream = generate(client, "runs", [SPIN], PARAMS)
     await client.close()
     with pytest.raises(EngineDied) as died:
         await anext(stream)
@@ -439,7 +440,7 @@ async def test_closing_ends_the_process_and_fails_its_requests(client: EngineCli
     os.close(gone)
     assert (client.state, client.num_outstanding) == ("closed", 0)
     with pytest.raises(EngineDied, match="closed"):
-        client.generate("late", [5], PARAMS)
+        generate(client, "late", [5], PARAMS)
     with pytest.raises(EngineDied, match="closed"):
         await client.ready(60)
 

@@ -1,5 +1,6 @@
 """The output of the command line and its exit codes."""
 
+import fcntl
 import logging
 import socket
 from collections.abc import Iterator
@@ -192,6 +193,24 @@ def test_prune_asks_before_it_removes(capsys: Capture, monkeypatch: pytest.Monke
     out = capsys.readouterr().out
     assert "3.0 GB" in out and "packed weights" in out and "a GGUF file that is gone" in out
     assert "KV of prompts and answers" in out
+
+
+def test_prune_leaves_out_what_an_engine_uses(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path))
+    used, unused = tmp_path / "used", tmp_path / "unused"
+    for folder in (used, unused):
+        folder.mkdir()
+        (folder / "index.json").write_text("{}")
+    packed = [packed_cache.CacheEntry(path, path.name, 2, 0.0) for path in (used, unused)]
+    monkeypatch.setattr(packed_cache, "entries", lambda: packed)
+    with (used / "index.json").open() as index:
+        fcntl.flock(index, fcntl.LOCK_SH)
+        assert main.main(["prune", "--yes"]) == 0
+    out, err = capsys.readouterr()
+    assert used.exists() and not unused.exists()
+    assert f"kept {used}: in use by a running engine" in err and "Removed 2 B" in out
 
 
 def test_prune_without_input_asks_for_the_option_yes(
