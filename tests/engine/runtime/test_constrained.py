@@ -22,6 +22,7 @@ from tests.engine.grammars import (
     schema_grammar,
 )
 from tests.engine.models import PLAIN, SMALL, SUBSPEC, Answer, alone, exact, load, request, run
+from tests.variations import variations
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -96,10 +97,10 @@ def want() -> dict[tuple[str, int], Answer]:
 
 @pytest.mark.parametrize(
     ("draft", "chance"),
-    [
-        *((draft, MIN_LIKELIHOOD) for draft in DRAFTS),
-        pytest.param("subspec", 1e-9, marks=pytest.mark.slow),
-    ],
+    variations(
+        [*((draft, MIN_LIKELIHOOD) for draft in DRAFTS), ("subspec", 1e-9)],
+        quick=[("subspec", MIN_LIKELIHOOD), ("noise", MIN_LIKELIHOOD)],
+    ),
 )
 def test_no_draft_changes_an_answer(
     draft: str,
@@ -126,7 +127,7 @@ def matches(name: str, text: str) -> bool:
     return re.fullmatch(patterns[name], text) is not None
 
 
-@pytest.mark.parametrize("draft", [pytest.param("subspec", marks=pytest.mark.slow), "ngram"])
+@pytest.mark.parametrize("draft", variations(["subspec", "ngram"], quick=["ngram"]))
 def test_an_answer_is_the_same_if_its_grammar_leaves_no_time_for_drafts(
     draft: str, want: dict[tuple[str, int], Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from tests.engine.models import PLAIN, SUBSPEC, checkpoint, drain, load, prompt,
 from tests.engine.runtime.test_resuming import (
     DRAFTS,
     KINDS,
+    QUICK,
     Sent,
     figures,
     folder,
@@ -21,6 +22,7 @@ from tests.engine.runtime.test_resuming import (
     places,
     record,
 )
+from tests.variations import variations
 
 
 def given(message: Generate, name: str, tails: Sequence[Tail]) -> Generate:
@@ -49,7 +51,7 @@ def served(engine: Engine, messages: Sequence[Generate]) -> dict[tuple[str, int]
     return got
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", variations(KINDS, quick=QUICK))
 def test_a_replay_and_the_rest_are_the_whole_answer(kind: str) -> None:
     family, make = KINDS[kind]
     first = load(folder(family), PLAIN)

@@ -1,5 +1,6 @@
 """Tests of strict numerics: no bit of the output depends on draft, tree, batch or cache."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.variations import variations
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"logprobs": 2},
@@ -38,9 +40,6 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "scored": {"prompt_logprobs": 2, "logprobs": 1},
     "min_tokens": {"ignore_eos": False, "min_tokens": 5, "stop_token_ids": (5, 17, 40, 90)},
 }
-
-# The quick tests leave these out of the longest test: other families have their parts too.
-ALIKE = ("qwen2", "qwen3", "qwen3_moe", "mistral", "phi3", "granite", "mixtral", "gemma2", "gemma3")
 
 
 def drafts(family: str) -> dict[str, DraftSpec]:
@@ -64,13 +63,7 @@ def requests() -> list[Any]:
     return [*asked, request("n", texts[0], n=3, temperature=1.0, seed=21)]
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=[pytest.mark.long] if family in ALIKE else [])
-        for family in FAMILIES
-    ],
-)
+@pytest.mark.parametrize("family", variations(FAMILIES, quick=["llama"]))
 def test_answers_with_every_draft_equal_those_of_plain_decoding(family: str) -> None:
     plain = load(checkpoint(family), PLAIN)
     want = alone(plain, requests())
@@ -89,13 +82,10 @@ def test_answers_with_every_draft_equal_those_of_plain_decoding(family: str) -> 
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [
-        ("llama", torch.bfloat16),
-        ("qwen3_moe", torch.bfloat16),
-        ("gemma2", torch.bfloat16),
-        ("llama", torch.float16),
-        ("gemma2", torch.float16),
-    ],
+    variations(
+        product(["llama", "qwen3_moe", "gemma2"], [torch.bfloat16, torch.float16]),
+        quick=[("qwen3_moe", torch.bfloat16), ("gemma2", torch.float16)],
+    ),
     ids=str,
 )
 def test_answers_in_16_bits_do_not_depend_on_the_draft(family: str, dtype: torch.dtype) -> None:

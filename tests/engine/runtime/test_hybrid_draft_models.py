@@ -34,18 +34,13 @@ from tests.engine.models import (
 from tests.engine.target_logits import target_logits
 from tests.engine.traffic import pages
 from tests.engine.wrappers import save_wrapper
+from tests.variations import variations
 
 NEW = 24
 CHAIN: dict[str, Any] = {"depth": 4, "width": 1, "branch": 1, "budget": 5, "tuned": False}
-# One for each kind of recurrence; the others have the same parts, and run among slow tests.
-QUICK = ("qwen3_5_text", "lfm2", "falcon_h1", "kimi_linear")
+QUICK = ("qwen3_5_text", "falcon_h1")
 FAMILY = "qwen3_5_text"
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
-
-
-def families(*quick: str) -> list[Any]:
-    """Return all families as parameters; those that are not quick run among slow tests."""
-    return [pytest.param(f, marks=[] if f in quick else [pytest.mark.slow]) for f in HYBRIDS]
 
 
 def asked(**params: Any) -> list[Generate]:
@@ -110,7 +105,7 @@ def _check_logits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], int]:
     return check
 
 
-@pytest.mark.parametrize("family", families(*QUICK))
+@pytest.mark.parametrize("family", variations(HYBRIDS, quick=QUICK))
 def test_a_draft_that_equals_the_target_is_accepted_in_full(family: str) -> None:
     engine = drafted(family)
     for ahead in (False, True):  # the second time with what is stored of the prompts
@@ -122,7 +117,7 @@ def test_a_draft_that_equals_the_target_is_accepted_in_full(family: str) -> None
         check_idle(engine)
 
 
-@pytest.mark.parametrize("family", families(FAMILY))
+@pytest.mark.parametrize("family", variations(HYBRIDS, quick=[FAMILY]))
 def test_states_are_right_after_rejected_branches(
     family: str, check_logits: Callable[[Path], int]
 ) -> None:

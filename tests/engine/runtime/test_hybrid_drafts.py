@@ -33,22 +33,11 @@ from tests.engine.models import (
     run,
 )
 from tests.engine.target_logits import target_logits
+from tests.variations import variations
 
 NEW = 24
 NGRAM = DraftSpec("ngram", **SMALL)
-# The quick tests leave these out: other families have their parts too.
-ALIKE = (
-    "bamba",
-    "granitemoehybrid",
-    "granitemoehybrid_dense",
-    "kimi_linear",
-    "nemotron_h_dense",
-    "olmo_hybrid",
-    "qwen3_5_moe_text",
-)
-FAMILIES = [
-    pytest.param(family, marks=[pytest.mark.slow] if family in ALIKE else []) for family in HYBRIDS
-]
+FAMILIES = variations(HYBRIDS, quick=["qwen3_next", "lfm2"])
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
 
 

@@ -35,11 +35,11 @@ from tests.engine.models import (
 )
 from tests.engine.structures import forwarded, generated
 from tests.engine.traffic import Guesses
+from tests.variations import variations
 
 NEW = 24
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
 # One family for each kind of recurrence; the others have the same parts, and run among slow tests.
-QUICK = ("qwen3_next", "granitemoehybrid", "lfm2", "kimi_linear")
 # The library's `generate` bounds the steps of the recurrence in a prompt only, so answers are
 # compared with its forward without a cache.
 UNBOUNDED = ("nemotron_h", "nemotron_h_dense")
@@ -95,13 +95,7 @@ def with_guesses(engine: Engine, want: Any) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=[] if family in QUICK else [pytest.mark.slow])
-        for family in HYBRIDS
-    ],
-)
+@pytest.mark.parametrize("family", variations(HYBRIDS, quick=["granitemoehybrid", "kimi_linear"]))
 def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
     folder, want = checkpoint(family), wanted(family)
     for name, tokens in PROMPTS.items():
@@ -115,7 +109,7 @@ def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
     assert sum(accepted) > NEW  # so trees are accepted, and their paths repeated
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+@pytest.mark.parametrize("family", variations(["qwen3_next", "lfm2"], quick=["lfm2"]))
 def test_sampled_answers_and_several_choices_do_not_depend_on_the_draft(family: str) -> None:
     folder, other = checkpoint(family), checkpoint("llama", seed=9, layers=1)
     messages = [
@@ -142,7 +136,7 @@ def test_trees_of_several_tiles_change_no_answer(family: str) -> None:
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
+    variations([torch.bfloat16, torch.float16], quick=[torch.bfloat16]),
     ids=str,
 )
 def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> None:
@@ -152,7 +146,9 @@ def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> No
     assert exact(run(engine, asked(logprobs=1))) == exact(want)
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "granitemoehybrid"])
+@pytest.mark.parametrize(
+    "family", variations(["qwen3_next", "granitemoehybrid"], quick=["qwen3_next"])
+)
 def test_answers_of_4_bit_weights_do_not_depend_on_the_draft(family: str) -> None:
     """Filters of convolutions are not quantized, though they have three dimensions."""
     folder = checkpoint(family)

@@ -32,12 +32,11 @@ from tests.engine.models import (
 )
 from tests.engine.structures import generated
 from tests.engine.traffic import Guesses
+from tests.variations import variations
 
 NEW = 24
 PROMPTS = {"long": prompt(150, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
 WIDTH = 16 + 8  # of a latent and the rotated part of a key
-# The quick tests leave these out of the longest test: other families have their parts too.
-ALIKE = ("deepseek_v2", "glm4_moe_lite", "minicpm3")
 
 
 def asked(**params: Any) -> list[Generate]:
@@ -62,13 +61,7 @@ def drafts(family: str) -> dict[str, DraftSpec]:
     }
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=[pytest.mark.slow] if family in ALIKE else [])
-        for family in LATENTS
-    ],
-)
+@pytest.mark.parametrize("family", variations(LATENTS, quick=["deepseek_v3"]))
 def test_answers_equal_plain_decoding_and_the_librarys(family: str) -> None:
     folder, messages = checkpoint(family), [*asked(logprobs=2), *sampled()]
     plain = load(folder, PLAIN)
@@ -101,7 +94,9 @@ def test_trees_of_several_tiles_change_no_answer() -> None:
     assert sum(own.accepted for own in stats) > NEW
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", variations([torch.bfloat16, torch.float16], quick=[torch.bfloat16]), ids=str
+)
 def test_answers_in_16_bits_do_not_depend_on_the_draft(dtype: torch.dtype) -> None:
     folder = checkpoint("deepseek_v3", dtype)
     want = alone(load(folder, PLAIN), asked(logprobs=1))

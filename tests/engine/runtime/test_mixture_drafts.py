@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from tests.engine.models import (
 from tests.engine.runtime.test_hybrid_drafts import accepted
 from tests.engine.structures import save_structure
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint
+from tests.variations import variations
 
 CPU = torch.device("cpu")
 PROMPTS = {"long": prompt(70, 1), "short": prompt(3, 2), "repeated": prompt(5, 3) * 8}
@@ -64,8 +66,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bushes": {"depth": 2, "width": 8, "branch": 4, "budget": 40},
     "tiles": {"depth": 6, "width": 24, "branch": 8, "budget": 150},
 }
-QUICK = {*(("qwen3_moe", shape) for shape in SHAPES), ("gpt_oss", "tiles")}
-QUICK |= {("gemma4_experts", "bushes")}
+QUICK = (("qwen3_moe", "chains"), ("gpt_oss", "tiles"), ("gemma4_experts", "bushes"))
 
 
 def asked(**params: Any) -> list[Any]:
@@ -86,11 +87,7 @@ def copied(engine: Engine) -> dict[str, ExpertLayers]:
 
 @pytest.mark.parametrize(
     ("family", "shape"),
-    [
-        pytest.param(family, shape, marks=[] if (family, shape) in QUICK else [pytest.mark.slow])
-        for family in FAMILIES
-        for shape in SHAPES
-    ],
+    variations(product(FAMILIES, SHAPES), quick=QUICK),
 )
 def test_answers_equal_plain_decoding_with_trees_of_every_shape(family: str, shape: str) -> None:
     engine = load(checkpoint(family), DraftSpec("subspec", **SHAPES[shape], tuned=False))

@@ -15,6 +15,7 @@ from engine.planning.blueprint import Blueprint
 from engine.spec import DraftSpec
 from tests.engine.models import PLAIN, SUBSPEC, load, model_spec, prompt, request, run
 from tests.engine.wrappers import WRAPPERS, save_wrapper, write_config_alone
+from tests.variations import variations
 
 LENGTH = 70  # tokens of the prompt, more than a tile
 
@@ -31,7 +32,7 @@ def greedy(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("family", WRAPPERS)
+@pytest.mark.parametrize("family", variations(WRAPPERS, quick=["gemma3", "qwen3_vl"]))
 def test_the_answers_equal_the_librarys_and_the_vision_tower_is_not_read(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,6 +28,7 @@ from tests.engine.models import (
     run,
 )
 from tests.engine.small_memory import Fails, SmallMemory, small_memory
+from tests.variations import variations
 
 BATCHED = {"specexec": True, "subspec": False}  # whether a tree's tokens are chosen in one call
 
@@ -122,7 +123,7 @@ def fail_each(
         assert memory.num_failed == 1, failing
 
 
-@pytest.mark.parametrize("method", list(BATCHED))
+@pytest.mark.parametrize("method", variations(BATCHED, quick=["subspec"]))
 def test_every_allocation_may_fail_for_a_while(memory: SmallMemory, method: str) -> None:
     """Memory that another program takes for some passes makes them smaller; none fails."""
     engine, messages = open_engine(method), asked()

@@ -37,6 +37,7 @@ from tests.engine.models import (
 )
 from tests.engine.weights.formats.quantized_files import write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
+from tests.variations import variations
 
 BY_NAME = {type_.name: number for number, type_ in TYPES.items()}
 BLOCKS = [type_.name for type_ in TYPES.values() if not type_.is_plain]
@@ -248,16 +249,21 @@ OTHERS = ("weight_zero_point", "weight_global_scale", "qweight", "qzeros", "scal
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "fp8-block-whole",
-        "ct-pack4-asymmetric",
-        "ct-nvfp4",
-        "gptq4-order",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("fp8-tensor", "fp8-channel", "ct-int8-group", "awq", "gptq4", "gptq8")
-        ),
-    ],
+    variations(
+        [
+            "fp8-block-whole",
+            "ct-pack4-asymmetric",
+            "ct-nvfp4",
+            "gptq4-order",
+            "fp8-tensor",
+            "fp8-channel",
+            "ct-int8-group",
+            "awq",
+            "gptq4",
+            "gptq8",
+        ],
+        quick=["fp8-block-whole", "ct-nvfp4", "gptq4-order"],
+    ),
 )
 def test_the_link_carries_the_bytes_of_codes_and_scales(kind: str, tmp_path: Path) -> None:
     path, _ = write(kind, "llama", tmp_path, width=8)

@@ -24,6 +24,7 @@ from tests.engine.models import (
     run,
 )
 from tests.engine.runtime import test_constrained, test_exactness, test_thinking
+from tests.variations import variations
 
 Sent = dict[int, list[Tokens]]  # the messages of each choice
 
@@ -123,6 +124,7 @@ KINDS = {
     "longrope": ("phi3_longrope", crossing),
     "hybrid": ("qwen3_5_text", lambda: test_exactness.requests()[::4]),
 }
+QUICK = ("sampling", "grammars", "predicted", "hybrid")
 # Each engine that goes on has a draft, as if the first had not: no draft changes an answer.
 DRAFTS = {
     "json": DraftSpec("ngram"),
@@ -192,7 +194,7 @@ def as_tokens(answer: Answer) -> Tokens:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", variations(KINDS, quick=QUICK))
 def test_an_answer_goes_on_in_another_engine(kind: str) -> None:
     family, make = KINDS[kind]
     first = load(folder(family), PLAIN)

@@ -29,6 +29,7 @@ from tests.engine.models import (
     run,
 )
 from tests.engine.traffic import pages
+from tests.variations import variations
 
 NEW = 17  # tokens of the second question
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 4, "top_p": 0.95, "logprobs": 1}
@@ -59,8 +60,12 @@ def cold(family: str, asked: list[Generate]) -> dict[Any, Any]:
     return exact(alone(load(checkpoint(family), PLAIN, prefix_cache=False), asked))
 
 
-@pytest.mark.parametrize("draft", ["none", "ngram", "subspec", "specexec"])
-@pytest.mark.parametrize(("length", "emitted"), [(150, 52), (20, 9), (64, 1)])
+@pytest.mark.parametrize(
+    "draft", variations(["none", "ngram", "subspec", "specexec"], quick=["none", "subspec"])
+)
+@pytest.mark.parametrize(
+    ("length", "emitted"), variations([(150, 52), (20, 9), (64, 1)], quick=[(150, 52)])
+)
 def test_a_second_turn_computes_its_new_tokens_and_one_more(
     length: int, emitted: int, draft: str
 ) -> None:
@@ -92,12 +97,15 @@ def rows_of_passes(decoder: Any) -> list[int]:
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [
-        ("mistral_window", torch.float32),
-        ("gemma2", torch.bfloat16),
-        ("gpt_oss", torch.float32),
-        ("qwen3_moe", torch.bfloat16),
-    ],
+    variations(
+        [
+            ("mistral_window", torch.float32),
+            ("gemma2", torch.bfloat16),
+            ("gpt_oss", torch.float32),
+            ("qwen3_moe", torch.bfloat16),
+        ],
+        quick=[("mistral_window", torch.float32), ("qwen3_moe", torch.bfloat16)],
+    ),
     ids=str,
 )
 def test_a_second_turn_gets_the_answer_of_an_engine_without_cache(
@@ -130,7 +138,7 @@ def test_stored_rows_with_other_rope_frequencies_are_not_reused() -> None:
     assert exact(got) == cold("phi3_longrope", [within, *beyond])
 
 
-@pytest.mark.parametrize("draft", ["none", "subspec", "specexec"])
+@pytest.mark.parametrize("draft", variations(["none", "subspec", "specexec"], quick=["subspec"]))
 def test_a_second_turn_can_continue_any_choice(draft: str) -> None:
     engine = load(checkpoint("llama"), drafts()[draft])
     first = request("1", prompt(70), n=2, max_tokens=20, temperature=1.5, seed=3)
@@ -172,7 +180,7 @@ def test_a_paused_sequence_continues_with_the_next_token(draft: str) -> None:
     assert tuple(got.ids) == tuple(want[("r", 0)][0])
 
 
-@pytest.mark.parametrize("draft", ["none", "subspec", "specexec"])
+@pytest.mark.parametrize("draft", variations(["none", "subspec", "specexec"], quick=["subspec"]))
 def test_a_second_turn_finds_pages_that_have_moved_to_host_memory(draft: str) -> None:
     with pages(8, host=20):
         engine = load(checkpoint("llama"), drafts()[draft])

@@ -39,6 +39,7 @@ from tests.engine.models import (
 )
 from tests.engine.structures import generated
 from tests.engine.weights.formats.test_linear import meta_model, mxfp4_checkpoint, read, read_dense
+from tests.variations import variations
 
 MIXTURES = ["mixtral", "qwen3_moe", "gpt_oss"]
 CASES = [(family, torch.float32) for family in MIXTURES] + [
@@ -78,7 +79,7 @@ def whole_answers(folder: Path, **changes: Any) -> Answers:
     return want
 
 
-@pytest.mark.parametrize(("family", "dtype"), CASES, ids=str)
+@pytest.mark.parametrize(("family", "dtype"), variations(CASES, quick=CASES[-1:]), ids=str)
 def test_answers_of_sliced_layers_equal_those_of_whole_ones(
     monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype
 ) -> None:
@@ -93,7 +94,9 @@ def test_answers_of_sliced_layers_equal_those_of_whole_ones(
         made.close()
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "kimi_linear"])
+@pytest.mark.parametrize(
+    "family", variations(["deepseek_v3", "kimi_linear"], quick=["deepseek_v3"])
+)
 def test_answers_of_sliced_layers_with_a_shared_expert_do_not_depend_on_the_draft(
     monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
@@ -153,7 +156,7 @@ def test_slots_have_the_size_of_slices_and_not_of_layers(monkeypatch: pytest.Mon
         made.close()
 
 
-@pytest.mark.parametrize("tier", ["ram", "disk", "resident"])
+@pytest.mark.parametrize("tier", variations(["ram", "disk", "resident"], quick=["disk"]))
 def test_answers_of_quantized_slices_equal_those_of_whole_layers(
     monkeypatch: pytest.MonkeyPatch, tier: Any
 ) -> None:

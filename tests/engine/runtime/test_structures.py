@@ -27,12 +27,13 @@ from tests.engine.structures import (
     save_structure,
     structure_config,
 )
+from tests.variations import variations
 
 PROMPTS = {"long": prompt(70, 1), "short": prompt(9, 2) * 2}
 NEW = 16  # tokens of an answer
 
 
-@pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.parametrize("kind", variations(STRUCTURES, quick=["gemma3n_text", "llama4_text"]))
 def test_answers_equal_the_librarys_with_any_draft(kind: str, tmp_path: Path) -> None:
     folder = save_structure(kind, tmp_path)
     want = {name: generated(folder, tokens, NEW) for name, tokens in PROMPTS.items()}

@@ -10,6 +10,7 @@ from engine.spec import DraftSpec
 from tests.engine.grammars import TAG, ids, json_checkpoint, lark
 from tests.engine.models import PLAIN, SMALL, SUBSPEC, Answer, alone, exact, load, request, run
 from tests.engine.runtime import test_constrained
+from tests.variations import variations
 
 END = "]]"
 CLOSE = ids("\n]]\n")
@@ -82,7 +83,7 @@ def want() -> dict[tuple[str, int], Answer]:
     return answers
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", variations(DRAFTS, quick=["subspec", "same"]))
 def test_no_draft_changes_an_answer(draft: str, want: dict[tuple[str, int], Answer]) -> None:
     engine = load(json_checkpoint(), DRAFTS[draft], max_sequences=8)
     predicted = tuple(ids("abc [1, 2]]\ngreen"))

@@ -26,6 +26,7 @@ from tests.engine.models import SUBSPEC, checkpoint, draft_model, load, prompt
 from tests.engine.padded import draft_of, grow
 from tests.engine.sequence_makers import make_sequence
 from tests.engine.structures import save_structure
+from tests.variations import variations
 
 CPU = CpuDevice()
 Mlp: Any = modeling_llama.LlamaMLP
@@ -188,7 +189,10 @@ def test_the_cache_is_as_before() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("family", "most"),
-    [*((family, 300) for family in LLAMAS), *((family, 450) for family in OTHERS)],
+    variations(
+        [*((family, 300) for family in LLAMAS), *((family, 450) for family in OTHERS)],
+        quick=[("qwen3", 300), ("gemma3", 450)],
+    ),
 )
 def test_a_step_of_28_layers_launches_few_kernels(
     family: str, most: int, monkeypatch: pytest.MonkeyPatch
