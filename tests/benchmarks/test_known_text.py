@@ -45,7 +45,7 @@ def test_batch_reports_its_ratios_and_has_a_bar_for_eight_users(counting: Path) 
     assert all(bar.value > 0 and bar.bound == batch.AT_LEAST for bar in figures.bars)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_link_has_bars_for_full_trees_and_a_table_for_chats(counting: Path) -> None:
     known = link.Text(counting, [counting_prompt(5)])
     chat = link.Text(TARGET, [counting_prompt(9)])

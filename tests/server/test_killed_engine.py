@@ -12,20 +12,34 @@ import pytest
 
 from tests.demo_server import DemoServer
 from tests.kills.kinds import questions
-from tests.kills.rounds import Round
-
-WAYS = ("SIGKILL", "no more memory", "SIGSEGV")
+from tests.kills.rounds import Round, Wanted
 
 
-@pytest.mark.slow
-def test_answers_go_on_after_the_engine_has_ended(served_demo: DemoServer) -> None:
+@pytest.fixture(scope="module")
+def want() -> Wanted:
+    """Return the undisturbed answers, which the first round finds."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("SIGKILL", marks=pytest.mark.slow),
+        pytest.param("no more memory", marks=pytest.mark.long),
+        pytest.param("SIGSEGV", marks=pytest.mark.long),
+    ],
+)
+def test_answers_go_on_after_the_engine_has_ended(
+    served_demo: DemoServer, way: str, want: Wanted
+) -> None:
     server, url = served_demo
-    own = Round(server.pid, url, "demo", random.Random(2), 8.0, WAYS, len(WAYS))
+    # A request of which two engines die is refused, so there is one death only.
+    own = Round(server.pid, url, "demo", random.Random(2), 8.0, (way,), 1)
     asked = list(questions(seed=2))
     own.random.shuffle(asked)
-    outcomes = asyncio.run(own.run(asked, {}))
+    outcomes = asyncio.run(own.run(asked, want))
     assert [(str(each.question), each.why) for each in outcomes if not each.is_same] == []
-    assert len(own.deaths) == len(WAYS)
+    assert len(own.deaths) == 1
     metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text
     found = re.search(r'^understudy_streams_resumed_total\{model="demo"\} (\S+)$', metrics, re.M)
     assert found is not None

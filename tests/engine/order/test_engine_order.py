@@ -73,7 +73,7 @@ SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
     # Weights that move, and with them layers that the draft shares.
     ({"drafter": "subspec", **MOVING}, 1, {"ahead", "replay", "moves"}),
 )
-SLOW_SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
+LONG_SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
     # No graphs: steps are run in pieces.
     ({"drafter": "subspec", "family": "phi3_longrope", "max_sequences": 1}, 6, {"_pause", "ahead"}),
     ({"drafter": "subspec", "family": "qwen3_5_text"}, 1, {"ahead"}),
@@ -97,8 +97,8 @@ if more := os.environ.get("UNDERSTUDY_ORDER_SEEDS"):
 
 @pytest.mark.parametrize(
     ("changes", "seed", "expected"),
-    [*SCENES, *(pytest.param(*scene, marks=pytest.mark.slow) for scene in SLOW_SCENES)],
-    ids=["-".join(map(str, own.values())) or "plain" for own, *_ in (*SCENES, *SLOW_SCENES)],
+    [*SCENES, *(pytest.param(*scene, marks=pytest.mark.long) for scene in LONG_SCENES)],
+    ids=["-".join(map(str, own.values())) or "plain" for own, *_ in (*SCENES, *LONG_SCENES)],
 )
 def test_no_traffic_has_unordered_accesses(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], seed: int, expected: set[str]

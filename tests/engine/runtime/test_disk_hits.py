@@ -73,7 +73,7 @@ def second_turns(first: Generate, ids: list[int]) -> list[Generate]:
         ("llama", SUBSPEC),
         ("qwen3_next", PLAIN),
         *(
-            pytest.param(family, draft, marks=pytest.mark.slow)
+            pytest.param(family, draft, marks=pytest.mark.long)
             for family, draft in [
                 ("llama", DraftSpec("ngram", tuned=False)),
                 ("qwen3_next", SUBSPEC),

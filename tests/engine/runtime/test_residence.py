@@ -124,7 +124,7 @@ def test_no_answer_changes_where_weights_travel_coded(
     assert moves > 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_next", "qwen3_moe", "gemma2"])
 @pytest.mark.parametrize("draft", [SUBSPEC, DraftSpec("ngram")], ids=["subspec", "ngram"])
 def test_no_answer_of_other_families_changes(family: str, draft: DraftSpec) -> None:
