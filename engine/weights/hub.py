@@ -136,7 +136,7 @@ def text_digest(folder: Path) -> str:
             status = path.stat()
             digest.update(f"\0{path.name}\0{status.st_size}\0".encode())
             if status.st_size <= _LARGEST_TEXT:
-                digest.update(path.read_bytes())
+                digest.update(read_bytes(path))
             else:  # no file that is read
                 digest.update(f"{status.st_mtime_ns}".encode())
     return digest.hexdigest()

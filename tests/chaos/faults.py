@@ -20,7 +20,7 @@ from tests.chaos.witnesses import Window
 from tests.kills.deaths import MEMORY_WAYS, WAYS
 
 ENOUGH_S = 8.0  # in which an engine without memory fails if it needs any
-STARTS = 3  # of a front end, before it is a failure that it does not start
+STARTS = 3  # of a front end on a sound disk, before it is a failure that it does not start
 LOAD_S = 150.0  # for an answer to a load or an unload
 MB = 1_000_000
 DISK_FAULTS: dict[str, tuple[Sequence[str], Sequence[float]]] = {  # with their chances
@@ -55,6 +55,7 @@ class Faults:
         self._stage = stage
         self._starting = asyncio.Lock()
         self._expected_end = 0  # steps that are running and may end the front end
+        self._num_strikes = 0  # steps that are running and break the disk
 
     async def run(self, steps: Sequence[Step], began: float) -> None:
         """Carry out all steps of an act, each at its time."""
@@ -63,11 +64,16 @@ class Faults:
                 group.create_task(self._run(step, began + step.at))
 
     async def watch(self) -> None:
-        """Start a front end again that ended without a step, which is a failure."""
+        """Start a front end again that ended without a step.
+
+        That is a failure on a sound disk. On a broken one, a server that cannot load its first
+        model ends.
+        """
         while True:
             await asyncio.sleep(0.5)
             if not self._stage.is_running and not self._expected_end:
-                self.failures.append("the front end ended without a step that ends it")
+                if not self._num_strikes:
+                    self.failures.append("the front end ended without a step that ends it")
                 now = time.monotonic()
                 await self._start_again([])
                 self.windows.append(Window(-1, "front end: SIGKILL", now, time.monotonic(), True))
@@ -93,11 +99,13 @@ class Faults:
 
     async def _start_again(self, left: list[int]) -> None:
         async with self._starting:
-            for number in range(STARTS):
+            starts = STARTS
+            while starts:
+                starts -= not self._num_strikes  # a server may refuse to start on a broken disk
                 try:
                     orphans = await asyncio.to_thread(self._stage.start_again, left)
                 except DidNotStart as error:
-                    if "Traceback" in str(error) or number == STARTS - 1:
+                    if "Traceback" in str(error) or not starts:
                         self.failures.append(f"the server does not start again: {error}"[-3000:])
                     continue
                 if orphans:
@@ -135,8 +143,10 @@ class Faults:
         if any(fault.startswith(("write", "sync")) for fault in faults):
             _flip(self._stage.disk / "cache", rng)  # so that something is written: the repair
         self._stage.shim.strike(dict.fromkeys(faults, rng.choice(chances)), rng.uniform(0.05, 3.0))
+        self._num_strikes += 1
         await asyncio.sleep(step.seconds)
         self._stage.shim.strike({})
+        self._num_strikes -= 1
 
     async def _jump(self, step: Step, rng: Random) -> None:
         if self._stage.shim is None:
