@@ -268,37 +268,6 @@ test("a setting that is wrong is said before anything is sent", needsChromium, a
   await leave(opened);
 });
 
-test("sixty tokens a pass arrive without a long script", needsChromium, async () => {
-  const passes = Array.from({ length: 40 }, (_, pass): Step[] => {
-    const words = Array.from({ length: 60 }, (_, token) => `word${pass * 60 + token}${token % 20 === 19 ? ".\n\n- " : " "}`);
-    return [...words.map((word) => text(word)), { pause: 50 }];
-  });
-  const opened = await scripted([{ steps: [...passes.flat(), ...end()] }]);
-  const { page } = opened;
-  await browser.startTracing(page, { categories: ["devtools.timeline", "disabled-by-default-devtools.timeline"] });
-  await ask(page, "hi");
-  await page.locator(".figures").waitFor({ timeout: 60_000 });
-  const longest = longestScript(await browser.stopTracing());
-  console.log(`the longest script while 2,400 tokens arrived: ${longest.toFixed(1)} ms of processor time`);
-  assert.ok(longest > 0 && longest < 50);
-  assert.match(await page.locator(".markdown").innerText(), /word2399/);
-  await leave(opened);
-});
-
-interface TraceEvent {
-  name: string;
-  /** Microseconds of processor time. */
-  tdur?: number;
-}
-
-const SCRIPTS = new Set(["FireAnimationFrame", "FunctionCall", "RunMicrotasks", "TimerFire", "EvaluateScript"]);
-
-/** Return the milliseconds of processor time of the longest script in a trace. */
-function longestScript(trace: Buffer): number {
-  const { traceEvents } = JSON.parse(trace.toString()) as { traceEvents: TraceEvent[] };
-  return Math.max(...traceEvents.filter(({ name }) => SCRIPTS.has(name)).map(({ tdur = 0 }) => tdur)) / 1000;
-}
-
 test("a wrong number is told, and another one is not sent instead", needsChromium, async () => {
   const opened = await visit(browser, server.url);
   const { page } = opened;
