@@ -11,10 +11,10 @@ import type { AnswerTrace } from "./trace.ts";
 /** Whether the browser has custom highlights; without them text is not tinted, only counted. */
 export const canHighlight = typeof CSS !== "undefined" && "highlights" in CSS;
 
-const PAINT_MS = 100; // between two changes of the tint, each of which the browser draws anew
 const NEAR = "50% 0px"; // of what can be scrolled, beyond what is seen
 const UNIT = "[data-start]";
 const GROWING = 2; // units at the end whose tokens may still come
+const FEW = 4; // units that are new at once while an answer grows
 
 type Ranges = readonly [Highlight, StaticRange][];
 
@@ -25,7 +25,6 @@ export class Painter {
   readonly #changed = new Set<Element>();
   readonly #sight: IntersectionObserver;
   readonly #changes: MutationObserver;
-  #timer: ReturnType<typeof setTimeout> | undefined;
 
   /** @param answer the element that has the units of the content, and below `.thought` those of the reasoning */
   constructor(
@@ -42,7 +41,6 @@ export class Painter {
   stop(): void {
     this.#sight.disconnect();
     this.#changes.disconnect();
-    clearTimeout(this.#timer);
     for (const unit of [...this.#ranges.keys()]) this.#clear(unit);
   }
 
@@ -59,18 +57,27 @@ export class Painter {
     this.#draw();
   };
 
+  /** Tint what has changed before it is drawn. */
   #notice = (records: MutationRecord[]): void => {
+    const added: Element[] = [];
     for (const { target, addedNodes, removedNodes } of records) {
       for (const node of removedNodes) if (node instanceof Element) this.#remove(node);
-      for (const node of addedNodes) if (node instanceof Element) this.#add(node);
+      for (const node of addedNodes) if (node instanceof Element) added.push(...this.#add(node));
       const unit = (target instanceof Element ? target : target.parentElement)?.closest(UNIT);
       if (unit) this.#changed.add(unit);
     }
-    this.#timer ??= setTimeout(this.#draw, PAINT_MS);
+    // text that grows is seen; the observer says so only after it was drawn
+    for (const unit of added.length <= FEW ? added : []) {
+      this.#near.add(unit);
+      this.#changed.add(unit);
+    }
+    this.#draw();
   };
 
-  #add(element: Element): void {
-    for (const unit of unitsOf(element)) this.#sight.observe(unit);
+  #add(element: Element): Element[] {
+    const units = unitsOf(element).filter((unit) => unit.isConnected);
+    for (const unit of units) this.#sight.observe(unit);
+    return units;
   }
 
   #remove(element: Element): void {
@@ -83,16 +90,14 @@ export class Painter {
     }
   }
 
-  #draw = (): void => {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+  #draw(): void {
     for (const unit of [...this.answer.querySelectorAll(UNIT)].slice(-GROWING)) this.#changed.add(unit);
     for (const unit of this.#changed) {
       this.#clear(unit);
       if (this.#near.has(unit)) this.#tint(unit);
     }
     this.#changed.clear();
-  };
+  }
 
   #clear(unit: Element): void {
     for (const [highlight, range] of this.#ranges.get(unit) ?? []) highlight.delete(range);
