@@ -5,15 +5,15 @@ import { after, before, test } from "node:test";
 import type { Browser } from "playwright-core";
 
 import { growing, KINDS } from "./growing.ts";
-import { leave, needsChromium, serveFake, type Server, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, sharedFake, type Shared, startBrowser, visit } from "./harness.ts";
 import { scriptAnswers } from "./scripted.ts";
 
-let server: Server;
+let server: Shared;
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
   });
   after(async () => {
     await browser.close();
@@ -60,12 +60,13 @@ function countWork(): void {
   };
 }
 
-const [SHORT, LONG] = [900, 3600]; // tokens
-const PASSES = 8;
+const [SHORT, LONG] = [900, 3000]; // tokens
+const PASSES = 6;
+const PAUSE_MS = 40; // more than a frame
 
 for (const name of ["short blocks", "paragraph", "code", "list", "table"]) {
   test(`a pass costs no more in a long answer: ${name}`, needsChromium, async () => {
-    const steps = growing(KINDS[name]!, [SHORT, LONG], PASSES);
+    const steps = growing(KINDS[name]!, [SHORT, LONG], PASSES, PAUSE_MS);
     const opened = await visit(browser, server.url, {
       prepare: async (context) => {
         await scriptAnswers(context, [{ steps }]);

@@ -2,7 +2,6 @@
 import { end, type Step } from "./scripted.ts";
 
 export const TOKENS = 60; // of a pass
-const PASS_MS = 150; // between a pass that is drawn, its tint too, and the next one
 const BURST = 300; // tokens that come at once on the way to a length
 
 /** What comes before a block, and the text of its token with a number. */
@@ -21,8 +20,10 @@ export const KINDS: Record<string, Kind> = {
  * Return the steps of an answer that comes to each length, in tokens, and then grows by some passes.
  *
  * The marks `from LENGTH` and `to LENGTH` are around those passes.
+ *
+ * @param pause the least milliseconds between two passes, the first of which has been drawn then
  */
-export function growing([before, token]: Kind, lengths: readonly number[], passes: number): Step[] {
+export function growing([before, token]: Kind, lengths: readonly number[], passes: number, pause: number): Step[] {
   const steps: Step[] = [];
   let count = 0;
   const grow = (tokens: number): void => {
@@ -32,7 +33,7 @@ export function growing([before, token]: Kind, lengths: readonly number[], passe
       const provenance = [{ token: text, source, depth: at, pass: Math.ceil((count + 1) / TOKENS) }];
       steps.push({ data: { model: "main", choices: [{ index: 0, delta: { content: text }, token_ids: [1], provenance }] } });
     }
-    steps.push({ idle: PASS_MS });
+    steps.push({ idle: pause });
   };
   for (const length of lengths) {
     while (count < length) grow(Math.min(BURST, length - count));

@@ -3,15 +3,15 @@ import { after, before, test } from "node:test";
 
 import type { Browser, BrowserContext, Page } from "playwright-core";
 
-import { needsChromium, leave, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+import { needsChromium, leave, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
 import { end, failure, scriptAnswers, type Scripted, type Step, text, thought } from "./scripted.ts";
 
-let server: Server;
+let server: Shared;
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
   });
   after(async () => {
     await browser.close();

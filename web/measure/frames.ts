@@ -12,6 +12,7 @@ import { scriptAnswers } from "../browser/scripted.ts";
 
 const LENGTHS = [600, 2000, 4000, 8000, 16000]; // tokens of the block
 const PASSES = 10; // at each length
+const PAUSE_MS = 150;
 
 interface TraceEvent {
   name: string;
@@ -47,7 +48,7 @@ function longest(events: TraceEvent[], time: Times): number {
 }
 
 async function measure(browser: Browser, url: string, kind: Kind): Promise<string[]> {
-  const opened = await visit(browser, url, { prepare: (context) => scriptAnswers(context, [{ steps: growing(kind, LENGTHS, PASSES) }]) });
+  const opened = await visit(browser, url, { prepare: (context) => scriptAnswers(context, [{ steps: growing(kind, LENGTHS, PASSES, PAUSE_MS) }]) });
   const { page } = opened;
   await page.getByLabel("Message", { exact: true }).fill("hi");
   await browser.startTracing(page, { categories: ["devtools.timeline", "disabled-by-default-devtools.timeline", "blink.user_timing"] });

@@ -1,5 +1,5 @@
 // Bundle the programs of a folder into node_modules/.cache/tests, so that every version of node runs them:
-// its tests, or where there are none, all of it.
+// its tests and what runs them, or where there are none, all of it.
 import { readdirSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
@@ -9,7 +9,7 @@ const [folder] = process.argv.slice(2);
 const web = fileURLToPath(new URL("..", import.meta.url));
 const outdir = `${web}/node_modules/.cache/tests/${folder}`;
 const names = readdirSync(`${web}/${folder}`);
-const tests = names.filter((name) => name.endsWith(".test.ts"));
+const tests = names.filter((name) => name.endsWith(".test.ts") || name === "run.ts");
 
 rmSync(outdir, { recursive: true, force: true });
 await build({
