@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.messages import NO_DRAFT
-from server.cli.paint import shown_text
+from server.cli.paint import Painter
 from server.cli.remote import Remote, RemoteError
 from server.sizes import several
 
@@ -28,17 +28,17 @@ class Lane:
     """One of the two answers."""
 
     title: str
-    text: str = ""
+    text: Text = field(default_factory=Text)  # each token in the colour of what proposed it
     ids: list[int] = field(default_factory=list)
     timings: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    painter: Painter = field(default_factory=Painter)
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """Add a chunk of the answer."""
         self.timings = chunk.get("timings", self.timings)
         for choice in chunk["choices"]:
-            delta = choice["delta"]
-            self.text += delta.get("reasoning_content") or delta.get("content") or ""
+            self.text.append_text(self.painter.paint(choice.get("provenance", ())))
             self.ids += choice.get("token_ids", ())
 
     def caption(self) -> str:
@@ -59,7 +59,7 @@ def race(connect: Callable[[], Remote], body: Mapping[str, Any], screen: Console
         connect: returns a client of the server, one for each answer.
     """
     lanes = (Lane("drafted"), Lane("plain"))
-    asked = {**body, "return_token_ids": True}
+    asked = {**body, "return_token_ids": True, "provenance": True}
     bodies = (asked, {**asked, "speculation": {"method": NO_DRAFT}})
     stop = threading.Event()
     threads = [
@@ -118,7 +118,8 @@ def _view(lanes: tuple[Lane, Lane], screen: Console, *, whole: bool = False) -> 
     cells = []
     for lane in lanes:
         table.add_column(Text(lane.caption()), width=width, overflow="fold")
-        lines = Text(shown_text(lane.text)).wrap(screen, width)
-        cells.append(Text("\n").join(lines if whole else lines[-LINES:]))
+        lines = lane.text.wrap(screen, width)
+        shown = [*lines, lane.painter.legend()] if whole else lines[-LINES:]
+        cells.append(Text("\n").join(shown))
     table.add_row(*cells)
     return table

@@ -4,18 +4,18 @@ import { after, before, test } from "node:test";
 
 import type { Browser, Locator, Page } from "playwright-core";
 
-import { leave, needsChromium, serveDemo, type Server, serveSlowDemo, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, type Server, serveSlowDemo, type Shared, sharedDemo, startBrowser, visit } from "./harness.ts";
 
 const LONG = 120_000; // milliseconds for what the engine does on a busy machine
 const STOP_MS = 2000;
 
-let server: Server;
+let server: Shared;
 let slow: Server; // whose answers do not end before something happens to them
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, slow, browser] = await Promise.all([serveDemo(), serveSlowDemo(), startBrowser()]);
+    [server, slow, browser] = await Promise.all([sharedDemo(), serveSlowDemo(), startBrowser()]);
   });
   after(async () => {
     await browser.close();

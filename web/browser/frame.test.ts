@@ -3,14 +3,14 @@ import { after, before, test } from "node:test";
 
 import type { Browser } from "playwright-core";
 
-import { leave, needsChromium, serveFake, type Server, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, sharedFake, type Shared, startBrowser, visit } from "./harness.ts";
 
-let server: Server;
+let server: Shared;
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
   });
   after(async () => {
     await browser.close();

@@ -30,6 +30,28 @@ export function serveFake(...options: string[]): Promise<Server> {
   return serve(["-m", "tests.server.serve_fake", ...options], "stdout", /^(\d+)$/, (port) => `http://127.0.0.1:${port}/`);
 }
 
+/** The addresses of servers that `run.ts` has started for all tests. */
+export const FAKE_URL = "UNDERSTUDY_TEST_FAKE_URL";
+export const DEMO_URL = "UNDERSTUDY_TEST_DEMO_URL";
+
+/** Return the fake engine's server that tests share which load and unload nothing. */
+export function sharedFake(): Promise<Shared> {
+  return shared(FAKE_URL, serveFake);
+}
+
+/** Return the demo's server that tests share which load and unload nothing. */
+export function sharedDemo(): Promise<Shared> {
+  return shared(DEMO_URL, serveDemo);
+}
+
+/** A server that may serve other tests too. */
+export type Shared = Pick<Server, "url" | "stop">;
+
+async function shared(name: string, start: () => Promise<Server>): Promise<Shared> {
+  const url = process.env[name];
+  return url === undefined ? start() : { url, stop: () => Promise.resolve() };
+}
+
 const SERVES = /serves .* at (http:\/\/[\d.:]+\/)v1/;
 
 /** Serve the demo model. */

@@ -6,7 +6,7 @@ import { after, before, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
 
 import { violations } from "./axe.ts";
-import { leave, needsChromium, PICTURES, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+import { leave, needsChromium, PICTURES, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
 import { end, failure, scriptAnswers, type Step, text, thought } from "./scripted.ts";
 
 const WIDTHS = [320, 390, 1280];
@@ -39,12 +39,12 @@ The expected length is $E = \\sum_{k} p_k$, so
 $$\\tau = \\frac{1 - \\alpha^{\\gamma + 1}}{1 - \\alpha}$$
 `;
 
-let server: Server;
+let server: Shared;
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
   });
   after(async () => {
     await browser.close();

@@ -6,14 +6,14 @@ import { after, before, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
 
 import { violations } from "./axe.ts";
-import { leave, needsChromium, PICTURES, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+import { leave, needsChromium, PICTURES, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
 
-let server: Server;
+let server: Shared;
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
   });
   after(async () => {
     await browser.close();

@@ -5,6 +5,10 @@ export type Step =
   | { pause: number }
   | { comment: string }
   | { data: unknown }
+  /** Marks the time, for a trace. */
+  | { mark: string }
+  /** Pauses, and then until the page has nothing to do. */
+  | { idle: number }
   /** The connection breaks. */
   | { cut: true };
 
@@ -65,6 +69,10 @@ export function scriptAnswers(context: BrowserContext, answers: Scripted[], stat
             for (const step of steps) {
               if (aborted?.aborted) return;
               if ("pause" in step) await new Promise((resolve) => setTimeout(resolve, step.pause));
+              else if ("idle" in step) {
+                await new Promise((resolve) => setTimeout(resolve, step.idle));
+                await new Promise((resolve) => requestIdleCallback(resolve));
+              } else if ("mark" in step) performance.mark(step.mark);
               else if ("cut" in step) {
                 await new Promise((resolve) => setTimeout(resolve, 100)); // what came before is read first
                 return controller.error(new TypeError("network error"));

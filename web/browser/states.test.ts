@@ -3,15 +3,15 @@ import { after, before, test } from "node:test";
 
 import type { Browser, BrowserContext, Page } from "playwright-core";
 
-import { needsChromium, leave, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+import { needsChromium, leave, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
 import { end, failure, scriptAnswers, type Scripted, type Step, text, thought } from "./scripted.ts";
 
-let server: Server;
+let server: Shared;
 let browser: Browser;
 
 if (!("skip" in needsChromium)) {
   before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
+    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
   });
   after(async () => {
     await browser.close();
@@ -267,37 +267,6 @@ test("a setting that is wrong is said before anything is sent", needsChromium, a
   await seen(page, "Yes.");
   await leave(opened);
 });
-
-test("sixty tokens a pass arrive without a long script", needsChromium, async () => {
-  const passes = Array.from({ length: 40 }, (_, pass): Step[] => {
-    const words = Array.from({ length: 60 }, (_, token) => `word${pass * 60 + token}${token % 20 === 19 ? ".\n\n- " : " "}`);
-    return [...words.map((word) => text(word)), { pause: 50 }];
-  });
-  const opened = await scripted([{ steps: [...passes.flat(), ...end()] }]);
-  const { page } = opened;
-  await browser.startTracing(page, { categories: ["devtools.timeline", "disabled-by-default-devtools.timeline"] });
-  await ask(page, "hi");
-  await page.locator(".figures").waitFor({ timeout: 60_000 });
-  const longest = longestScript(await browser.stopTracing());
-  console.log(`the longest script while 2,400 tokens arrived: ${longest.toFixed(1)} ms of processor time`);
-  assert.ok(longest > 0 && longest < 50);
-  assert.match(await page.locator(".markdown").innerText(), /word2399/);
-  await leave(opened);
-});
-
-interface TraceEvent {
-  name: string;
-  /** Microseconds of processor time. */
-  tdur?: number;
-}
-
-const SCRIPTS = new Set(["FireAnimationFrame", "FunctionCall", "RunMicrotasks", "TimerFire", "EvaluateScript"]);
-
-/** Return the milliseconds of processor time of the longest script in a trace. */
-function longestScript(trace: Buffer): number {
-  const { traceEvents } = JSON.parse(trace.toString()) as { traceEvents: TraceEvent[] };
-  return Math.max(...traceEvents.filter(({ name }) => SCRIPTS.has(name)).map(({ tdur = 0 }) => tdur)) / 1000;
-}
 
 test("a wrong number is told, and another one is not sent instead", needsChromium, async () => {
   const opened = await visit(browser, server.url);

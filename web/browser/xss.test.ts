@@ -6,7 +6,7 @@ import { build } from "esbuild";
 import type { Page } from "playwright-core";
 
 import { HOSTILE } from "./hostile.ts";
-import { leave, needsChromium, serveFake, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, sharedFake, startBrowser, visit } from "./harness.ts";
 
 const SCRIPT = "page/hostile-test.js";
 const AT_ONCE = 100; // texts in one call, so that a failure is near
@@ -31,7 +31,7 @@ async function addScript(page: Page, url: string): Promise<void> {
 
 test("no hostile text runs, loads or leaves what is allowed, at any prefix", needsChromium, async () => {
   assert.ok(HOSTILE.length >= 2000);
-  const server = await serveFake();
+  const server = await sharedFake();
   const browser = await startBrowser();
   try {
     const opened = await visit(browser, server.url);

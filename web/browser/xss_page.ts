@@ -15,6 +15,7 @@ const FORMULA_FORBIDDEN = /^(?:on|href|src|xlink|id$|name$|data-|action)/i;
 const LINK = /^(?:https?:\/\/|mailto:)/;
 
 const LOADING_MS = 1000;
+const WORDS = "word ".repeat(500);
 
 declare global {
   interface Window {
@@ -49,6 +50,11 @@ async function showHostile(texts: string[]): Promise<{ prefixes: number; found: 
     }
     await new Promise((resolve) => setTimeout(resolve)); // formulas and colours come later
     found.push(...inspect(root, text));
+    view.update("", false);
+    for (const long of [WORDS + text, `${WORDS}${text} ${WORDS}`]) {
+      view.update(long, false); // is cut before the text, then maybe within it
+      found.push(...inspect(root, text));
+    }
     if (hits > 0) found.push(`ran: ${text}`);
     hits = 0;
     root.remove();

@@ -90,7 +90,7 @@ async function take(page: Page, name: string): Promise<void> {
 }
 
 for (const [name, width, height, theme] of [
-  ["chat.png", 1360, 860, "light"],
+  ["chat.png", 1360, 960, "light"],
   ["chat-dark.png", 390, 780, "dark"],
 ] as const) {
   test(name, async () => {
@@ -101,14 +101,17 @@ for (const [name, width, height, theme] of [
     await page.getByLabel("Message", { exact: true }).fill("What is Understudy?");
     await page.keyboard.press("Enter");
     await page.locator(".message-tools .figures").waitFor();
-    if (width > 1000) await page.getByText("No model is running.").waitFor({ state: "detached" });
+    if (width > 1000) {
+      await page.getByText("No model is running.").waitFor({ state: "detached" });
+      await page.getByRole("button", { name: "Pass before" }).click(); // the last tree has few branches
+    }
     await take(page, name);
     await leave(opened);
   });
 }
 
 test("models.png", async () => {
-  const opened = await open("models", 1000, 560, "light");
+  const opened = await open("models", 1000, 700, "light");
   await opened.page.getByText("In memory", { exact: true }).waitFor();
   await take(opened.page, "models.png");
   await leave(opened);
@@ -121,6 +124,7 @@ for (const [name, theme] of [["plan.png", "light"], ["plan-dark.png", "dark"]] a
     await page.getByLabel("One with another card").check();
     await page.getByRole("slider", { name: "Device memory" }).press("ArrowRight"); // busy until its plan is there
     await page.locator('.plan[aria-busy="false"] .stacked').first().waitFor();
+    await page.getByRole("slider", { name: "Device memory" }).blur();
     await take(page, name);
     await leave(opened);
   });
@@ -129,13 +133,13 @@ for (const [name, theme] of [["plan.png", "light"], ["plan-dark.png", "dark"]] a
 test("the frames of a race", async () => {
   rmSync(FRAMES, { recursive: true, force: true });
   mkdirSync(FRAMES, { recursive: true });
-  const opened = await open("race", 860, 960, "light");
+  const opened = await open("race", 860, 1000, "light");
   const { page } = opened;
   await page.getByLabel("Question").fill("What is Understudy?");
   await page.getByLabel("Seed", { exact: true }).fill("7");
   await page.getByRole("button", { name: "Start the race" }).click();
   const { y } = (await page.getByRole("button", { name: "Stop" }).boundingBox())!;
-  const clip = { x: 0, y: y - 10, width: 860, height: 950 - y };
+  const clip = { x: 0, y: y - 10, width: 860, height: 990 - y };
   const times: number[] = [];
   const shoot = async (): Promise<void> => {
     times.push(Date.now());

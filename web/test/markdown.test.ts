@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { type Block, Blocks, isOpenCode } from "../src/markdown/blocks.ts";
-import { htmlOf, lex } from "../src/markdown/html.ts";
+import { type Block, Blocks } from "../src/markdown/blocks.ts";
+import { isOpenCode } from "../src/markdown/cuts.ts";
+import { htmlOf, lex, markdown } from "../src/markdown/html.ts";
 import { alignText } from "../src/markdown/source_map.ts";
 import { TEXTS } from "./texts.ts";
 
@@ -58,6 +59,66 @@ for (const [name, text] of Object.entries(TEXTS)) {
   });
 }
 
+/** By kind of block: how it begins, and its token with a number. */
+const LONG: Record<string, (at: number) => string> = {
+  paragraph: (at) => `wo${at % 97}rd${at % 50 === 7 ? " **bold**, `code` and $x_1$" : ""} `,
+  "paragraph without spaces": (at) => `字${at % 9 === 1 ? "，" : "詞"}`,
+  "paragraph of lines": (at) => `word${at % 12 === 11 ? "\n" : " "}`,
+  code: (at) => `${at ? "" : "```js\n"}a${at} < b;${at % 7 === 6 ? "\n" : " "}`,
+  "code in tildes": (at) => `${at ? "" : "~~~\n"}a;${at % 7 === 6 ? "\n\n" : " "}`,
+  list: (at) => `${at % 9 ? "" : `${at ? "\n" : ""}- [x] `}*it*em${at} `,
+  "numbered list": (at) => `${at % 9 ? "" : `${at ? "\n" : ""}1. `}item${at}${at % 5 ? " " : "\n   - below "}`,
+  table: (at) => `${at ? "" : "| a | b |\n| - | -: |"}${at % 4 ? "" : "\n| "}c${at} ${at % 4 === 1 ? "|" : ""} `,
+  "blocks behind each other": (at) => `${at % 1800 ? "" : "\n\n```\n"}a b\n${at % 1800 === 1500 ? "```\n\ntext\n\n" : ""}`,
+};
+
+const ENDS = /(?:<\/code><\/pre>|<\/p>|<\/[uo]l>|<\/tbody>\s*<\/table>)\s*$/;
+const BEGINNINGS = /^(?:<pre><code[^>]*>|<p>|<[uo]l[^>]*>|<table>[^]*?<tbody>)/;
+
+/** Return the HTML of blocks, in which the parts of one are together. */
+function joined(blocks: Block[]): string {
+  return blocks.reduce((before, { token, continues }) => {
+    const own = htmlOf([token]);
+    return continues ? before.replace(ENDS, "") + own.replace(BEGINNINGS, "") : before + own;
+  }, "");
+}
+
+/** Return how many characters are parsed while something is done. */
+function parsed(action: () => void): number {
+  const { lexer } = markdown;
+  let count = 0;
+  markdown.lexer = (source, options) => {
+    count += source.length;
+    return lexer.call(markdown, source, options);
+  };
+  try {
+    action();
+  } finally {
+    markdown.lexer = lexer;
+  }
+  return count;
+}
+
+for (const [name, token] of Object.entries(LONG)) {
+  test(`a long ${name} grows by its end, and is that of the whole text`, () => {
+    const blocks = new Blocks();
+    let text = "";
+    let found: Block[] = [];
+    let most = 0;
+    for (let at = 0; at < 3600; at++) {
+      text += token(at);
+      if (at % 60 === 0) most = Math.max(most, parsed(() => (found = blocks.update(text))));
+    }
+    assert.ok(text.length > 6000 && most <= 6000, `${most} characters were parsed at once`);
+    text += "\n\nThe end.";
+    found = blocks.update(text);
+    assert.ok(found.some(({ continues }) => continues), "it was cut");
+    const [parts, whole] = [joined(found), html(text)].map((own) => own.trim().replace(/\s*\n\s*/g, "\n"));
+    assert.equal(parts, whole);
+    assert.equal(found.map(({ raw }) => raw).join(""), text);
+  });
+}
+
 test("a text that is replaced is parsed anew", () => {
   const blocks = new Blocks();
   blocks.update("a\n\nb\n\nc\n\nd\n\n");
@@ -78,7 +139,7 @@ const OPEN: [text: string, isOpen: boolean][] = [
 
 for (const [text, isOpen] of OPEN) {
   test(`code that is open: ${JSON.stringify(text)}`, () => {
-    assert.equal(isOpenCode(new Blocks().update(text)[0]!), isOpen);
+    assert.equal(isOpenCode(new Blocks().update(text)[0]!.token), isOpen);
   });
 }
 

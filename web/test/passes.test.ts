@@ -8,7 +8,7 @@ import { layOut, neighbour } from "../src/passes/layout.ts";
 import { fitted, measure, NODE_HEIGHT, STEP } from "../src/passes/measure.ts";
 import { questionOf, withQuestion } from "../src/views/race/question.ts";
 import { seedProblem } from "../src/views/race/seed.ts";
-import { savingOf, verdictOf } from "../src/views/race/verdict.ts";
+import { savingOf, soFar, verdictOf } from "../src/views/race/verdict.ts";
 
 function node(parent: number, token: string, score: number, accepted = false): DraftNode {
   return { parent, id: 1, token, source: "subspec", score, accepted };
@@ -105,6 +105,12 @@ test("each pass has its tokens, and the token before them", () => {
 
 test("blanks of a token can be seen", () => {
   assert.deepEqual([" a", "\n", "", "b"].map(visible), ["␣a", "⏎", "∅", "b"]);
+});
+
+test("answers that are still written are compared as far as both are", () => {
+  assert.equal(soFar([1, 2, 3], [1, 2]), "identical so far: 2 of 2 tokens");
+  assert.equal(soFar([1, 2, 3], [1, 4, 3]), "identical so far: 1 of 3 tokens");
+  assert.equal(soFar([], []), "identical so far: 0 of 0 tokens");
 });
 
 test("a verdict counts the tokens up to the first difference", () => {

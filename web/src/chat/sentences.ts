@@ -1,18 +1,23 @@
 /** Cuts a text that is being written into whole sentences, for screen readers. */
 
-const END = /[.!?…:](?=["')\]”’]*\s)["')\]”’]*|\n+/g;
+// a fence of code at the beginning of a line, or the end of a sentence
+const MARK = /^```|[.!?…:](?=["')\]”’]*\s)["')\]”’]*|\n+/gm;
 const FENCE = /```[\s\S]*?(?:```|$)/g;
 const MARKS = /[*_`#>|]+/g;
 
 export class Sentences {
   #said = 0;
+  #seen = 0; // up to here marks were looked for
+  #isInFence = false;
 
   /** Return the sentences that have been completed since the last call, as one text. */
   next(text: string): string {
     let end = this.#said;
-    END.lastIndex = this.#said;
-    for (let match = END.exec(text); match !== null; match = END.exec(text)) {
-      if (!isInFence(text, match.index)) end = match.index + match[0].length;
+    MARK.lastIndex = this.#seen;
+    for (let match = MARK.exec(text); match !== null; match = MARK.exec(text)) {
+      this.#seen = MARK.lastIndex;
+      if (match[0] === "```") this.#isInFence = !this.#isInFence;
+      else if (!this.#isInFence) end = this.#seen;
     }
     return this.#take(text, end);
   }
@@ -27,10 +32,6 @@ export class Sentences {
     this.#said = end;
     return spoken(piece);
   }
-}
-
-function isInFence(text: string, at: number): boolean {
-  return (text.slice(0, at).match(/^```/gm)?.length ?? 0) % 2 === 1;
 }
 
 /** Return a piece of markdown as it is read aloud. */

@@ -1,12 +1,14 @@
 /**
  * Markdown in the page, which may grow: blocks that have not changed keep their elements.
  *
- * Each block is a `<div class="block" data-start="N">`: N is where its source begins in the text.
+ * Each block is a `<div class="block" data-start="N">`: N is where its source begins in the text. A long block
+ * grows by parts, elements within it that have a `data-start` of their own.
  */
 import type { Tokens } from "marked";
 
-import { type Block, Blocks, isOpenCode } from "./blocks.ts";
+import { type Block, Blocks } from "./blocks.ts";
 import { frameCode, highlight } from "./code.ts";
+import { isOpenCode } from "./cuts.ts";
 import { htmlOf } from "./html.ts";
 import { typeset } from "./math.ts";
 import { sanitizeText } from "./sanitize.ts";
@@ -15,6 +17,8 @@ interface Shown {
   raw: string;
   element: HTMLElement;
   items: string[];
+  /** Whether the element is within that of a block before it. */
+  isPart: boolean;
 }
 
 export class MarkdownView {
@@ -31,13 +35,21 @@ export class MarkdownView {
   update(text: string, isComplete: boolean): void {
     const blocks = this.#blocks.update(text);
     blocks.forEach((block, index) => {
-      const isLast = index === blocks.length - 1;
-      this.#showBlock(block, index, isLast && !isComplete);
+      const next = blocks[index + 1];
+      // code is coloured as a whole
+      const mayGrow = next === undefined ? !isComplete : next.continues && block.token.type === "code";
+      this.#showBlock(block, index, mayGrow);
     });
-    for (const { element } of this.#shown.splice(blocks.length)) element.remove();
+    this.#dropFrom(blocks.length);
+  }
+
+  #dropFrom(index: number): void {
+    for (const { element } of this.#shown.splice(index)) element.remove();
   }
 
   #showBlock(block: Block, index: number, mayGrow: boolean): void {
+    const isPart = block.continues && block.token.type !== "list"; // the rest of a list is a list of its own
+    if (this.#shown[index]?.isPart === !isPart) this.#dropFrom(index);
     const before = this.#shown[index];
     const key = mayGrow ? `${block.raw}\0` : block.raw; // a block is finished when it is followed
     if (before?.raw === key && before.element.dataset["start"] === String(block.start)) return;
@@ -46,15 +58,32 @@ export class MarkdownView {
       finish(before.element, mayGrow);
       return;
     }
-    const element = document.createElement("div");
-    element.className = "block";
+    if (!isPart && this.#shown[index + 1]?.isPart) this.#dropFrom(index + 1); // they are in the old element
+    const content = sanitizeText(htmlOf([block.token]));
+    const owner = isPart ? this.#shown.findLast((shown, at) => at < index && !shown.isPart)!.element : null;
+    const { element, place } = owner ? partOf(content, owner) : { element: blockOf(content, block), place: this.root };
     element.dataset["start"] = String(block.start);
-    element.append(sanitizeText(htmlOf([block.token])));
     if (before) before.element.replaceWith(element);
-    else this.root.append(element);
-    this.#shown[index] = { raw: key, element, items: itemsOf(block) };
+    else place.append(element);
+    this.#shown[index] = { raw: key, element, items: itemsOf(block), isPart };
     finish(element, mayGrow);
   }
+}
+
+function blockOf(content: DocumentFragment, { continues }: Block): HTMLElement {
+  const element = document.createElement("div");
+  element.className = continues ? "block joined" : "block";
+  element.append(content);
+  return element;
+}
+
+/** Return the element of a further part of a block, and the element of the block that it belongs into. */
+function partOf(content: DocumentFragment, owner: HTMLElement): { element: HTMLElement; place: HTMLElement } {
+  const table = owner.querySelector("table");
+  if (table) return { element: content.querySelector("tbody") ?? document.createElement("tbody"), place: table };
+  const element = document.createElement("span");
+  element.append(...(content.querySelector("code, p")?.childNodes ?? []));
+  return { element, place: owner.querySelector<HTMLElement>("pre code, p")! };
 }
 
 /** Return what the items of a list depend on: their source, and whether the list is a loose one. */
@@ -82,9 +111,9 @@ function growList(before: Shown, block: Block, key: string): boolean {
 
 /** Append to a block of code that is still open. Return false where that is not what has changed. */
 function growCode(before: Shown, block: Block, key: string): boolean {
-  const code = before.element.querySelector(":scope > .code-frame code");
+  const code = before.isPart ? before.element : before.element.querySelector(":scope > .code-frame code");
   const node = code?.firstChild;
-  if (!(node instanceof Text) || code?.childNodes.length !== 1 || !isOpenCode(block)) return false;
+  if (!(node instanceof Text) || code?.childNodes.length !== 1 || !isOpenCode(block.token)) return false;
   const source = (block.token as { text: string }).text;
   if (!key.startsWith(before.raw.replace(/\0$/, "")) || !source.startsWith(node.data)) return false;
   node.appendData(source.slice(node.length));
@@ -94,7 +123,8 @@ function growCode(before: Shown, block: Block, key: string): boolean {
 
 /** Finish the elements of a block that HTML alone does not make. */
 function finish(element: HTMLElement, mayGrow: boolean): void {
-  for (const pre of element.querySelectorAll<HTMLElement>("pre")) {
+  const whole = element.closest("pre"); // that a part belongs to
+  for (const pre of whole ? [whole] : element.querySelectorAll<HTMLElement>("pre")) {
     if (!pre.closest(".code-frame")) frameCode(pre);
     if (!mayGrow) void highlight(pre);
   }

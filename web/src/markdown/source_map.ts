@@ -13,11 +13,12 @@ export interface MappedText {
   offsets: Int32Array;
 }
 
-/** Return the offsets of the text nodes of a block, in order. */
-export function mapBlock(block: Element, source: string, start: number): MappedText[] {
-  const walker = document.createTreeWalker(block, NodeFilter.SHOW_TEXT, (node) =>
-    node.parentElement?.closest(".code-head, .typeset") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT,
-  );
+/** Return the offsets of the text nodes of a block, or of a part of one, in order. */
+export function mapText(element: Element, source: string, start: number): MappedText[] {
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT, ({ parentElement: parent }) => {
+    const isOther = parent?.closest(".code-head, .typeset") || parent?.closest("[data-start]") !== element;
+    return isOther ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT;
+  });
   const mapped: MappedText[] = [];
   let at = 0;
   while (walker.nextNode()) {

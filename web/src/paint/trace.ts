@@ -18,6 +18,7 @@ export class AnswerTrace {
   #mapper: SpanMapper;
   #texts: Record<Part, string>;
   #looks: Record<Part, (Look | undefined)[]> = { content: [], reasoning: [] };
+  #counts: Map<string, number>; // of tokens, by source
   #waiting: TracedChoice[] = [];
   #passesBefore = 0; // of earlier requests for the same answer
   #kept: KnownPaint | null; // of what the answer begins with
@@ -32,6 +33,7 @@ export class AnswerTrace {
   ) {
     this.#texts = { ...begun };
     this.#kept = kept && readPaint(kept, begun);
+    this.#counts = new Map(this.#kept?.counts);
     this.#mapper = new SpanMapper({ content: begun.content.length, reasoning: begun.reasoning.length });
   }
 
@@ -56,7 +58,10 @@ export class AnswerTrace {
   #keep(choice: TracedChoice): void {
     const before = this.#passesBefore;
     const origins = (choice.provenance ?? []).map((own) => ({ ...own, pass: own.pass + before }));
-    for (const origin of origins) this.tokens.push(origin);
+    for (const origin of origins) {
+      this.tokens.push(origin);
+      this.#counts.set(origin.source, (this.#counts.get(origin.source) ?? 0) + 1);
+    }
     for (const pass of choice.passes ?? []) this.passes.push({ ...pass, pass: pass.pass + before });
     const content = choice.delta.content ?? "";
     const reasoning = choice.delta.reasoning_content ?? "";
@@ -74,21 +79,15 @@ export class AnswerTrace {
 
   /** Return how many tokens each source has, the most frequent first. */
   shares(): Share[] {
-    return sharesOf(this.#counts());
+    return sharesOf(this.#counts);
   }
 
   /** Return the paint as it is kept with a chat; null where no token is known. */
   stored(): StoredPaint | null {
     return storePaint({
-      counts: this.#counts(),
+      counts: this.#counts,
       runs: { content: this.#runs("content"), reasoning: this.#runs("reasoning") },
     });
-  }
-
-  #counts(): Map<string, number> {
-    const counts = new Map(this.#kept?.counts);
-    for (const { source } of this.tokens) counts.set(source, (counts.get(source) ?? 0) + 1);
-    return counts;
   }
 
   /** Return the stretches of one source. */

@@ -3,7 +3,7 @@ import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
 import type { Message } from "../../chat/model.ts";
-import { canHighlight, paintMarkdown, paintPlain, unpaint } from "../../paint/highlight.ts";
+import { canHighlight, Painter } from "../../paint/highlight.ts";
 import { Legend, PaintedText } from "../../paint/painted.tsx";
 import type { AnswerTrace } from "../../paint/trace.ts";
 import { isPainting, traceOf } from "../../paint/traces.ts";
@@ -11,8 +11,6 @@ import { Menu } from "../../ui/menu.tsx";
 import { openPanel } from "./panels.ts";
 import { shownId, shownMessage } from "./passes_panel.tsx";
 import { raceAnswer, savePainted } from "./trace_actions.ts";
-
-const PAINT_MS = 100; // between two changes of the tint, each of which the browser draws anew
 
 /** The tint of the answer around this element, and its legend. */
 export function Paint({ message }: { message: Message }): JSX.Element | null {
@@ -24,29 +22,8 @@ export function Paint({ message }: { message: Message }): JSX.Element | null {
   useEffect(() => {
     const answer = place.current?.closest(".answer");
     if (!answer || trace === null || !canHighlight) return undefined;
-    let changed: Set<Element> | null = null;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const draw = (): void => {
-      timer = undefined;
-      for (const found of answer.querySelectorAll(".markdown")) paintMarkdown(found, trace, changed);
-      for (const found of answer.querySelectorAll(".thought")) paintPlain(found, trace, "reasoning");
-      changed = new Set();
-    };
-    // Markdown is shown later than the text arrives, and code is coloured later still.
-    const observer = new MutationObserver((records) => {
-      for (const { target } of records) {
-        const block = (target instanceof Element ? target : target.parentElement)?.closest(".block");
-        if (block) changed?.add(block);
-      }
-      timer ??= setTimeout(draw, PAINT_MS);
-    });
-    observer.observe(answer, { childList: true, characterData: true, subtree: true });
-    draw();
-    return () => {
-      observer.disconnect();
-      clearTimeout(timer);
-      for (const found of answer.querySelectorAll(".markdown, .thought")) unpaint(found);
-    };
+    const painter = new Painter(answer, trace);
+    return () => painter.stop();
   }, [trace]);
   return (
     <div class="paint-legend" ref={place}>

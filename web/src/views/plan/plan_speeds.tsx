@@ -52,6 +52,6 @@ function computingText(plan: PlanAnswer | null): string {
 function passText({ forecast, draft }: PlanAnswer): string {
   const { pass_seconds: pass, link_seconds: link, draft_seconds: drafting, tokens_per_pass: tokens } = forecast;
   const weights = link > 0 ? ` (${secondsText(link)} for the weights to arrive)` : "";
-  const own = draft === "none" ? "" : `, drafting before it ${secondsText(drafting)}`;
+  const own = draft === "none" || drafting < 0.0005 ? "" : `; drafting before it takes ${secondsText(drafting)}`;
   return `A pass brings ${figureText(tokens)} tokens and takes ${secondsText(pass)}${weights}${own}.`;
 }

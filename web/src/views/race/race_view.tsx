@@ -15,7 +15,7 @@ import { type Prepared, prepared } from "./prepared.ts";
 import { questionOf, withQuestion } from "./question.ts";
 import { RaceProblem } from "./race_problem.tsx";
 import { seedProblem } from "./seed.ts";
-import { savingOf, type Verdict, verdictOf } from "./verdict.ts";
+import { savingOf, soFar, type Verdict, verdictOf } from "./verdict.ts";
 
 const MOST_TOKENS = 256;
 const FIRST_QUESTION = "What is Understudy?";
@@ -106,6 +106,7 @@ export function RaceView(): JSX.Element {
           <RaceProblem error={failure} onAgain={() => void start()} onAlone={given === null ? undefined : alone} />
         )}
         {verdict !== null && <Outcome verdict={verdict} lanes={lanes} />}
+        {!isOver && failure === null && first && second && <SoFar first={first} second={second} />}
       </div>
       {lanes.length > 0 && (
         <div class="lanes">
@@ -128,7 +129,20 @@ function Outcome({ verdict, lanes }: { verdict: Verdict; lanes: readonly Lane[] 
   const [drafted, plain] = lanes.map((lane) => lane.passes);
   return (
     <p class={`verdict ${verdict.isSame ? "same" : "other"}`} data-testid="verdict">
-      <strong>{verdict.text}</strong>. {savingOf(drafted!, plain!)}
+      <strong>{verdict.text}</strong>.
+      <span>{savingOf(drafted!, plain!)}</span>
+    </p>
+  );
+}
+
+/** Has the place of the outcome, so that the answers stay where they are when it comes. */
+function SoFar({ first, second }: { first: Lane; second: Lane }): JSX.Element {
+  return (
+    <p class="verdict muted">
+      {soFar(first.ids, second.ids)}
+      <span>
+        Passes: {first.passes} with drafts, {second.passes} without.
+      </span>
     </p>
   );
 }

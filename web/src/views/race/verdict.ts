@@ -6,11 +6,24 @@ export interface Verdict {
   text: string;
 }
 
+/** Return how many tokens two answers have in common from the beginning. */
+function sameTokens(first: readonly number[], second: readonly number[]): number {
+  const most = Math.min(first.length, second.length);
+  let same = 0;
+  while (same < most && first[same] === second[same]) same++;
+  return same;
+}
+
+/** Compare the tokens of two answers that are still written. */
+export function soFar(first: readonly number[], second: readonly number[]): string {
+  const compared = Math.min(first.length, second.length);
+  return `identical so far: ${countText(sameTokens(first, second))} of ${several(compared, "token")}`;
+}
+
 /** Compare the tokens of two answers. */
 export function verdictOf(first: readonly number[], second: readonly number[]): Verdict {
   const most = Math.max(first.length, second.length);
-  let same = 0;
-  while (same < most && first[same] === second[same]) same++;
+  const same = sameTokens(first, second);
   const text = `identical: ${countText(same)} of ${several(most, "token")}`;
   if (same === most) return { isSame: true, text };
   return { isSame: false, text: `${text}; they differ from there on, which only numerics: fast allows` };

@@ -1,0 +1,128 @@
+/**
+ * Where a long block may be cut while it grows, so that only its end is parsed and drawn again: code and
+ * tables between lines, lists between items, paragraphs between words.
+ */
+import type { Token, Tokens } from "marked";
+
+const LONGEST = 3000; // characters of a block that is not cut
+const KEPT = 1000; // characters after a cut, so that what is open at the end of a paragraph is not cut
+
+export interface Cut {
+  /** The place in the source of the block. */
+  at: number;
+  /** The part before it. */
+  head: Token;
+  /** What the text after it is parsed behind. */
+  opening: string;
+  /** Return the part after it, from the first token parsed; null if that does not go on with the block. */
+  restOf: (first: Token) => Token | null;
+}
+
+/** A block, or what is left of it after a cut. */
+interface Part {
+  raw: string;
+  token: Token;
+  continues: boolean;
+}
+
+/** Return where to cut a block; null if it is short, complete, or of a kind that is not cut. */
+export function cutOf({ raw, token, continues }: Part): Cut | null {
+  const most = raw.length - KEPT;
+  if (raw.length <= LONGEST) return null;
+  if (token.type === "code") return cutCode(token as Tokens.Code, continues, most);
+  if (token.type === "table") return cutTable(token as Tokens.Table, continues, most);
+  if (token.type === "list") return cutList(token as Tokens.List, most);
+  if (token.type === "paragraph") return cutParagraph(token as Tokens.Paragraph, most);
+  return null;
+}
+
+/** Return whether a block is code whose closing fence has not come yet. */
+export function isOpenCode(token: Token): boolean {
+  if (token.type !== "code" || (token as Tokens.Code).codeBlockStyle === "indented") return false;
+  const fence = /^ {0,3}(`{3,}|~{3,})/.exec(token.raw)?.[1];
+  return fence !== undefined && !new RegExp(`\\n {0,3}${fence[0]}{${fence.length},}[ \\t]*\\n*$`).test(token.raw);
+}
+
+// The token of a rest keeps the opening in its source.
+function cutCode(token: Tokens.Code, continues: boolean, most: number): Cut | null {
+  const opening = token.raw.slice(0, token.raw.indexOf("\n") + 1);
+  const before = continues ? opening.length : 0;
+  const end = token.raw.lastIndexOf("\n", most + before - 1) + 1;
+  // the lines of an indented fence are not those of its source
+  if (end <= opening.length || !isOpenCode(token) || !token.raw.startsWith(token.text, opening.length)) return null;
+  return {
+    at: end - before,
+    head: { ...token, raw: token.raw.slice(0, end), text: token.raw.slice(opening.length, end) },
+    opening,
+    restOf: (first) => (first.type === "code" && first.raw.startsWith(opening) ? first : null),
+  };
+}
+
+function cutTable(token: Tokens.Table, continues: boolean, most: number): Cut | null {
+  const lines = token.raw.trimEnd().split("\n").map((line) => `${line}\n`);
+  if (lines.length !== token.rows.length + 2) return null;
+  const opening = lines.slice(0, 2).join("");
+  let end = opening.length;
+  let rows = 0;
+  const before = continues ? opening.length : 0;
+  while (end + lines[rows + 2]!.length <= most + before) end += lines[2 + rows++]!.length;
+  if (rows === 0) return null;
+  return {
+    at: end - before,
+    head: { ...token, raw: token.raw.slice(0, end), rows: token.rows.slice(0, rows) },
+    opening,
+    restOf: (first) => (first.type === "table" && first.raw.startsWith(opening) ? first : null),
+  };
+}
+
+function cutList(token: Tokens.List, most: number): Cut | null {
+  const { items, ordered, start } = token;
+  let at = 0;
+  let count = 0;
+  while (count < items.length - 2 && at + items[count]!.raw.length <= most) at += items[count++]!.raw.length;
+  if (count === 0 || !token.raw.startsWith(items.map(({ raw }) => raw).join(""))) return null;
+  return {
+    at,
+    head: { ...token, raw: token.raw.slice(0, at), items: items.slice(0, count) },
+    opening: "",
+    restOf: (first) => {
+      const isRest = first.type === "list" && (first as Tokens.List).ordered === ordered;
+      return isRest ? { ...first, start: ordered ? Number(start) + count : "" } : null;
+    },
+  };
+}
+
+const LETTER = "x"; // makes any rest that begins between words go on as text
+
+function cutParagraph(token: Tokens.Paragraph, most: number): Cut | null {
+  let before = 0;
+  let cut: { index: number; within: number; at: number } | null = null;
+  for (const [index, { type, raw, text }] of (token.tokens as Tokens.Text[]).entries()) {
+    const within = type === "text" && raw === text ? betweenWords(raw, most - before) : 0;
+    if (within > 0) cut = { index, within, at: before + within };
+    before += raw.length;
+    if (before > most) break;
+  }
+  if (cut === null || !token.raw.startsWith(token.tokens.map(({ raw }) => raw).join(""))) return null;
+  const { index, within, at } = cut;
+  const last = token.tokens[index] as Tokens.Text;
+  const text = last.raw.slice(0, within);
+  return {
+    at,
+    head: { ...token, raw: token.raw.slice(0, at), tokens: [...token.tokens.slice(0, index), { ...last, raw: text, text }] },
+    opening: LETTER,
+    restOf: (first) => {
+      const [begun, ...others] = first.type === "paragraph" ? (first as Tokens.Paragraph).tokens : [];
+      if (begun?.type !== "text" || !begun.raw.startsWith(LETTER)) return null;
+      const rest = { ...begun, raw: begun.raw.slice(1), text: (begun as Tokens.Text).text.slice(1) };
+      return { ...first, raw: first.raw.slice(1), tokens: [rest, ...others] };
+    },
+  };
+}
+
+/** Return the last place in a text, at most `most`, that a space follows, else one between letters; 0 for none. */
+function betweenWords(text: string, most: number): number {
+  const space = text.lastIndexOf(" ", Math.min(most, text.length - 1));
+  if (space > 0) return space;
+  return most > 0 && most < text.length && /^\p{L}{2}$/u.test(text.slice(most - 1, most + 1)) ? most : 0;
+}
