@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from engine.compiled.compiler import FIRST_BYTES
+from engine.drafting.method import candidates
 from engine.errors import ModelError
 from engine.planning import assumed, link_probe, probe
 from engine.planning.assumed import Machine
@@ -180,7 +181,7 @@ class _Planner:
         assert self.device is not None, "no other machine was asked about"
         blueprint = self.describe(spec)
         passes = probe.pass_times(blueprint, self.device).rows
-        draft = measured_draft(blueprint, self.device)
+        draft = measured_draft(blueprint, self.device, candidates())
         expanding = probe.expanding_times(blueprint, self.device)
         measured = link_probe.disk_gbps(blueprint)
         decoding = link_probe.decoding_gbps(blueprint, self.device)
