@@ -190,7 +190,7 @@ class _Planner:
         if asked.ram is not None:
             share = CPU_DEVICE_SHARE / RAM_SHARE  # of the RAM for weights, where it is the device
             device = memory.device if memory.has_own_memory else int(asked.ram * share)
-            memory = replace(memory, ram=asked.ram, device=device)
+            memory = replace(memory, ram=asked.ram, device=device, loading=0)
         # If the device computes in RAM, weights are streamed from the disk.
         asked_disk = asked.disk_gbps or (None if memory.has_own_memory else asked.link_gbps)
         return Machine(
