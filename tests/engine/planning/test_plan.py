@@ -222,17 +222,6 @@ def test_what_loading_takes_for_a_while_fits_into_ram_beside_the_device(making: 
         plan(400 * MIB, ram=max(making, 200 * MIB), **asked)
 
 
-def test_loading_may_take_more_for_a_while_than_is_held() -> None:
-    demand = replace(DEMAND, draft=replace(NO_DRAFT, making_bytes=500 * MIB))
-    spec = ModelSpec("m", TargetSpec("m"))
-    room = 1000 * MIB
-    memory = Memory(int(0.8 * room), int(0.9 * room), has_own_memory=False)
-    less = make_plan(spec, demand, memory)
-    more = make_plan(spec, demand, replace(memory, loading=int(0.97 * room)))
-    assert 0.9 * room < more.device_bytes + more.making_bytes <= 0.97 * room
-    assert less.device_bytes + less.making_bytes <= 0.9 * room
-
-
 def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
     found = plan(5 * LAYER, ram=ALL + 400 * MIB)
     left = ALL + 400 * MIB - found.ram_unit_bytes - found.staging_bytes
