@@ -30,11 +30,14 @@ COLUMNS = (
     "GB auto",
     "draft ms plain",
     "draft ms auto",
+    "ahead ms plain",
+    "ahead ms auto",
     "pass ms plain",
     "pass ms auto",
     "compute ms",
     "decoding ms",
     "A",
+    "share, own drafting",
 )
 
 
@@ -59,6 +62,7 @@ class Trial:
     tokens_per_second: float
     tokens_per_pass: float
     draft_s: float  # before a pass
+    ahead_s: float  # of drafting while a pass waits
     pass_s: float
     compute_s: float  # of a pass, without waiting and without drafting ahead
     link_gb: float  # that travel in a pass
@@ -85,7 +89,7 @@ class Pair:
         """Return how many times as many tokens/s `auto` gives as plain weights."""
         return self.auto.tokens_per_second / self.plain.tokens_per_second
 
-    def allowed(self, coded: Trial) -> float:
+    def allowed(self, coded: Trial, *, own_drafting: bool = False) -> float:
         """Return the ratio that link, computing and decoding allow; NaN without a link.
 
         It is (D + max(W / B, C)) / (D + max(Wc / B, C + decoding)), where D, W and C are those of
@@ -93,6 +97,8 @@ class Pair:
 
         Args:
             coded: a process of this method that decoded weights, for Wc and decoding.
+            own_drafting: take the second D from that process, in which fewer steps were drafted
+                while a pass waited.
         """
         if self.gbps is None or not coded.is_coded:
             return nan
@@ -100,7 +106,8 @@ class Pair:
         decode_s = coded.decode_s * own.streamed_gb / coded.streamed_gb
         link_s = own.link_gb / self.gbps
         coded_s = max(share * link_s, own.compute_s + decode_s)
-        return max((own.draft_s + max(link_s, own.compute_s)) / (own.draft_s + coded_s), 1.0)
+        draft_s = coded.draft_s if own_drafting else own.draft_s
+        return max((own.draft_s + max(link_s, own.compute_s)) / (draft_s + coded_s), 1.0)
 
 
 def make_trial(trial: ProcessTrial) -> Trial:
@@ -112,6 +119,7 @@ def make_trial(trial: ProcessTrial) -> Trial:
         tokens_per_second=answer.num_tokens / answer.seconds,
         tokens_per_pass=answer.num_tokens / answer.passes,
         draft_s=mean["draft_ms"] / 1e3,
+        ahead_s=mean["ahead_ms"] / 1e3,
         pass_s=mean["pass_ms"] / 1e3,
         compute_s=max(mean["pass_ms"] - waited, 0.0) / 1e3,
         link_gb=mean["link_bytes"] / 1e9,
@@ -144,6 +152,8 @@ def make_figures(
             "(D + max(W / B, C)) / (D + max(Wc / B, C + decoding)), where D is the drafting that "
             "is not hidden, C the computing of a pass, decoding what it takes while nothing else "
             "runs, and B the bandwidth, all measured in the round; `share` is the ratio over it. "
+            "A pass that waits less drafts less ahead, so D is longer beside coded weights; "
+            "`share, own drafting` has the D of either side. "
             "Packing is without calibration, from a disk whose pages are not cached."
         ],
         tables=[
@@ -202,10 +212,11 @@ def _coded_trials(pairs: Sequence[Pair], method: str) -> list[Trial]:
 
 def _row(pairs: Sequence[Pair], coded: Sequence[Trial]) -> dict[str, Any]:
     """Return the medians of a case by column."""
-    allowed = []
+    allowed, allowed_own = list[float](), list[float]()
     for pair in pairs:
-        known = [pair.auto] if pair.auto.is_coded else coded[:1]
-        allowed += [pair.allowed(own) for own in known]
+        for own in [pair.auto] if pair.auto.is_coded else coded[:1]:
+            allowed.append(pair.allowed(own))
+            allowed_own.append(pair.allowed(own, own_drafting=True))
 
     def plain(figure: Callable[[Trial], float]) -> float:
         return statistics.median(figure(pair.plain) for pair in pairs)
@@ -215,7 +226,11 @@ def _row(pairs: Sequence[Pair], coded: Sequence[Trial]) -> dict[str, Any]:
 
     gbps = [pair.gbps for pair in pairs]
     ratio = statistics.median(pair.ratio for pair in pairs)
-    shares = [pair.ratio / own for pair, own in zip(pairs, allowed, strict=False)]
+
+    def share(of: Sequence[float]) -> float:
+        found = [pair.ratio / own for pair, own in zip(pairs, of, strict=False)]
+        return statistics.median(found) if found else nan
+
     return dict(
         zip(
             COLUMNS,
@@ -226,17 +241,20 @@ def _row(pairs: Sequence[Pair], coded: Sequence[Trial]) -> dict[str, Any]:
                 auto(lambda own: own.tokens_per_second),
                 ratio,
                 statistics.median(allowed) if allowed else nan,
-                statistics.median(shares) if shares else nan,
+                share(allowed),
                 auto(lambda own: own.bits),
                 plain(lambda own: own.link_gb),
                 auto(lambda own: own.link_gb),
                 1e3 * plain(lambda own: own.draft_s),
                 1e3 * auto(lambda own: own.draft_s),
+                1e3 * plain(lambda own: own.ahead_s),
+                1e3 * auto(lambda own: own.ahead_s),
                 1e3 * plain(lambda own: own.pass_s),
                 1e3 * auto(lambda own: own.pass_s),
                 1e3 * plain(lambda own: own.compute_s),
                 1e3 * auto(lambda own: own.decode_s),
                 auto(lambda own: own.tokens_per_pass),
+                share(allowed_own),
             ],
             strict=True,
         )

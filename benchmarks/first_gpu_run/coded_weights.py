@@ -26,7 +26,7 @@ from engine.weights.coding import coded
 from engine.weights.coding.cells import Substitute
 from engine.weights.coding.escapes import coded_bytes
 from engine.weights.coding.units import encode_unit
-from engine.weights.formats import int4
+from engine.weights.formats import int4, nf4
 from engine.weights.layout import UnitLayout, UnitReader, lay_out
 
 SHAPE = (18_944, 3584)
@@ -45,6 +45,7 @@ def run(lab: Lab, out: Results) -> None:
     link, memory = lab.link_bandwidth(), lab.memory_bandwidth()
     copies: dict[str, Substitute | None] = {"exponents": None}
     copies |= {f"groups of {group}": make_copy(weight, group) for group in GROUPS}
+    copies["nf4"] = make_nf4_copy(weight)
     for name, copy in copies.items():
         lab.check()
         fields = coded.encode(weight, copy)
@@ -69,6 +70,14 @@ def make_copy(weight: Tensor, group: int) -> Substitute:
     fields = int4.packed_tensors("", tuple(weight.shape), group)
     pairs, scales = (torch.empty(shape, dtype=dtype) for dtype, shape in fields.values())
     int4.quantize(weight, pairs, scales)
+    return Substitute(pairs, scales)
+
+
+def make_nf4_copy(weight: Tensor) -> Substitute:
+    """Return the nf4 copy of a weight."""
+    fields = nf4.packed_tensors("", tuple(weight.shape))
+    pairs, scales = (torch.empty(shape, dtype=dtype) for dtype, shape in fields.values())
+    nf4.quantize(weight.float(), pairs, scales)
     return Substitute(pairs, scales)
 
 

@@ -73,4 +73,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("expansion", "packed weights against the link", 25, f"{OWN}.expansion"),
     Stage("coded_weights", "weights in lossless codes: their decoding and the link", 40,
           f"{OWN}.coded_weights"),
+    _engine("coded strict", "our drafts, weights in lossless codes and plain ones in turn", 130,
+            f"{OWN}.coded_engine"),
 )  # fmt: skip

@@ -15,6 +15,7 @@ MOST_PASS = MOST_STRICT = 1.05
 MOST_READING = 1.5
 LEAST_GAIN = 1.5
 LEAST_CODED = 1.8
+LEAST_CODED_SPEED = 1.4
 SETTINGS = ("ours fast", "ours strict", "serial fast", "plain fast", "plain strict", "small")
 
 Records = Mapping[str, Record]
@@ -110,6 +111,10 @@ def _coding_bars(records: Records) -> Iterator[tuple[str, float | None, Any, flo
     yield "coded weights that are decoded to other bits", wrong, "<=", 0
     gain = _value(records, "coded_weights", "link", "coded_over_plain")
     yield "link with coded weights / with plain ones", gain, ">=", LEAST_CODED
+    gain = _value(records, "engine_coded_strict", "coded_over_plain")
+    yield "one user, coded weights / plain ones", gain, ">=", LEAST_CODED_SPEED
+    equal = _value(records, "engine_coded_strict", "answers_are_equal")
+    yield "answers changed by coded weights", None if equal is None else 1 - equal, "<=", 0
 
 
 def _decoders(records: Records) -> list[tuple[str, Mapping[str, Any]]]:

@@ -91,6 +91,8 @@ class MethodFacts:
     # use it; a running draft is judged by its calibration.
     agreement: float = 0.0
     has_draft_steps: bool = False  # whether each level of a tree takes a step on the device
+    drafts_ahead: bool = True  # whether these steps go on while a pass waits for weights
+    is_tuned: bool = True  # whether trees may be smaller than their bounds
     has_drafts: bool = True  # False: plain decoding, one token a pass, whatever the bounds
     is_candidate: bool = False  # whether `draft: auto` considers it
     needs: Callable[[PlanContext], DraftNeeds] = lookup_needs
@@ -138,7 +140,7 @@ BuildDraft = Callable[[LoadedTarget], "DraftModel | Lookup | None"]
 
 
 def facts_of(method: str, draft: DraftSpec | None = None) -> MethodFacts:
-    """Return the facts of a method, with the bounds that `draft` sets in place of its own.
+    """Return the facts of a method, with what `draft` sets in place of its own.
 
     Raises `ModelError` for an unknown method.
     """
@@ -150,7 +152,8 @@ def facts_of(method: str, draft: DraftSpec | None = None) -> MethodFacts:
     if draft is None or not facts.has_drafts:
         return facts
     asked = {bound.name: getattr(draft, bound.name) for bound in fields(Bounds)}
-    return replace(facts, bounds=replace(facts.bounds, **{k: v for k, v in asked.items() if v}))
+    bounds = replace(facts.bounds, **{k: v for k, v in asked.items() if v})
+    return replace(facts, bounds=bounds, drafts_ahead=draft.ahead, is_tuned=draft.tuned)
 
 
 def candidates() -> list[str]:

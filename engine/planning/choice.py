@@ -4,7 +4,7 @@ Both are what the model's file says, else what gives the fastest forecast.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -244,13 +244,13 @@ def best_scheme(spec: ModelSpec, scheme: Callable[[str], Scheme]) -> Scheme:
     return max(schemes, key=lambda made: made.forecast.tokens_per_second)
 
 
-def measured_draft(blueprint: Blueprint, device: Device) -> StepTimes:
+def measured_draft(blueprint: Blueprint, device: Device, methods: Sequence[str]) -> StepTimes:
     """Return the measured times of a draft step, by rows, of low-bit copies of the target's layers.
 
-    They are empty if no method that `draft: auto` considers has such copies.
+    They are empty if none of the methods has such copies.
     """
-    for method in candidates():
-        facts = facts_of(method)
+    for method in methods:
+        facts = facts_of(method, blueprint.spec.draft)
         with suppress(ModelError):
             if _needs(facts, blueprint.spec, blueprint, packed=False).substitute_bytes:
                 return probe.substitute_times(blueprint, device, facts.bounds.width)

@@ -3,6 +3,8 @@
 The speed of one sequence is A / (draft time + max(W / B, compute time) + host time), where A is the
 tokens a pass emits, W the bytes that travel and B the link's bandwidth. The compute time includes
 that of expanding weights that travel packed, and that of decoding those that travel coded.
+A draft model goes on while a pass waits for weights, and what it drafts so is of use if the target
+chooses all of the tree's levels and the token after them, so only a part of that time is saved.
 Where the ring holds less than a layer ahead of the one that computes, it also includes the part of
 W / B that computing cannot hide. All experts of a mixture travel in each pass, but only those that
 rows choose are computed, so the compute time grows with the rows. Times are measured or assumed,
@@ -40,7 +42,7 @@ class Forecast:
     depth: int  # of the tree that is fastest for one user
     link_seconds: float  # in which a pass's weights travel
     pass_seconds: float  # with one user's tree: the longer of compute and link
-    draft_seconds: float  # before that pass
+    draft_seconds: float  # before that pass, without what was drafted during the last one
     draft_step_seconds: float  # one step for one user
     expand_seconds: float  # of a pass, in which packed weights are expanded
     decode_seconds: float = 0.0  # of a pass, in which coded weights are decoded
@@ -159,22 +161,30 @@ class _Busy:
     is_mixture: bool = False  # whether rows within a tile multiply with more experts
 
     def seconds(self, machine: Machine, rows: int) -> float:
-        """Return the seconds of a pass; rows are computed in tiles."""
+        """Return the seconds of a pass."""
+        return max(self.link, self.computing(machine, rows))
+
+    def computing(self, machine: Machine, rows: int) -> float:
+        """Return the seconds of a pass in which it does not wait; rows are computed in tiles."""
         padded = rows if self.is_mixture else ceil(rows / TILE) * TILE
         compute = machine.passes.expect(padded) or 0.0
         # A layer's first tile runs while the rest of the layer arrives.
         first = machine.passes.expect(min(padded, self.tile)) or 0.0
-        return max(self.link, self.expand + compute + max(self.exposed - first, 0.0))
+        return self.expand + compute + max(self.exposed - first, 0.0)
 
 
 def _cycles(draft: MethodFacts, machine: Machine, busy: _Busy, users: int) -> Iterator[_Cycle]:
-    """Yield the cycle of each depth that a tree can have, 0 included."""
+    """Yield the cycle of each depth that a tree can have, 0 included if drafts are tuned."""
     step = _step(draft, machine, users)
-    for depth in range(draft.bounds.depth + 1):
+    for depth in range(0 if draft.is_tuned else draft.bounds.depth, draft.bounds.depth + 1):
         rows = min(1 + ROWS_PER_LEVEL * depth, draft.bounds.budget)
         pass_seconds = busy.seconds(machine, users * rows)
         emitted = sum(draft.agreement**level for level in range(depth + 1))  # 0: the bonus token
-        yield _Cycle(depth, emitted, draft_seconds=depth * step, pass_seconds=pass_seconds)
+        drafting, hidden = depth * step, 0.0
+        if draft.drafts_ahead:
+            waiting = pass_seconds - busy.computing(machine, users * rows)
+            hidden = draft.agreement ** (depth + 1) * min(waiting, drafting)
+        yield _Cycle(depth, emitted, drafting - hidden, pass_seconds)
 
 
 def _step(draft: MethodFacts, machine: Machine, users: int) -> float:

@@ -16,6 +16,9 @@ from engine.streaming.device import Device
 
 DEVICE_SHARE = 0.95  # of the free device memory: the rest is for fragmentation
 RAM_SHARE = 0.9  # of the free RAM: the rest is for other programs
+LOADING_SHARE = (
+    0.97  # of the free RAM while a model is loaded: the rest is for what planning misses
+)
 CPU_DEVICE_SHARE = 0.8  # of the free RAM where it is the device: the page cache needs some too
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -34,12 +37,19 @@ def available_memory(device: Device, *, compiles: bool = False) -> Memory:
     device.give_back_freed()
     code = bytes_to_compile() if compiles else 0
     free = max(free_ram() - code, 0)
-    ram = int(free * RAM_SHARE)
+    ram, loading = int(free * RAM_SHARE), int(free * LOADING_SHARE)
     runtime = resident_bytes()
     own = device.own_memory()
     if own is None:
         device_bytes = int(free * CPU_DEVICE_SHARE)
-        return Memory(device_bytes, ram, has_own_memory=False, host_runtime=runtime, code=code)
+        return Memory(
+            device_bytes,
+            ram,
+            has_own_memory=False,
+            host_runtime=runtime,
+            loading=loading,
+            code=code,
+        )
     return Memory(
         int(own.free * DEVICE_SHARE),
         ram,

@@ -47,6 +47,7 @@ class Memory:
     device_runtime: int = 0  # held on the device by driver and libraries; not part of `device`
     stream_workspace: int = 0  # that libraries keep on the device for each stream that computes
     host_runtime: int = 0  # held by the process before it loads weights; not part of `ram`
+    loading: int = 0  # RAM that may be taken for a while at load; 0: no more than `ram`
     code: int = 0  # RAM that compiled code will take when it is first needed; not part of `ram`
 
 
@@ -182,7 +183,7 @@ class _Planner:
         making, limit = max(demand.draft.making_bytes, demand.coding_bytes), self.limit
         if not memory.has_own_memory:  # what a pass takes is free while the draft is made
             making = max(making - activations, 0)
-            limit = min(limit, memory.ram - making)
+            limit = min(limit, (memory.loading or memory.ram) - making)
         left = limit - activations - other - self.states.nbytes
         resident, slots = self._residents(left, wanted_pages)
         resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from engine.compiled.compiler import FIRST_BYTES
+from engine.drafting.method import candidates
 from engine.errors import ModelError
 from engine.planning import assumed, link_probe, probe
 from engine.planning.assumed import Machine
@@ -180,7 +181,7 @@ class _Planner:
         assert self.device is not None, "no other machine was asked about"
         blueprint = self.describe(spec)
         passes = probe.pass_times(blueprint, self.device).rows
-        draft = measured_draft(blueprint, self.device)
+        draft = measured_draft(blueprint, self.device, candidates())
         expanding = probe.expanding_times(blueprint, self.device)
         measured = link_probe.disk_gbps(blueprint)
         decoding = link_probe.decoding_gbps(blueprint, self.device)
@@ -189,7 +190,7 @@ class _Planner:
         if asked.ram is not None:
             share = CPU_DEVICE_SHARE / RAM_SHARE  # of the RAM for weights, where it is the device
             device = memory.device if memory.has_own_memory else int(asked.ram * share)
-            memory = replace(memory, ram=asked.ram, device=device)
+            memory = replace(memory, ram=asked.ram, device=device, loading=0)
         # If the device computes in RAM, weights are streamed from the disk.
         asked_disk = asked.disk_gbps or (None if memory.has_own_memory else asked.link_gbps)
         return Machine(

@@ -13,6 +13,7 @@ from engine.drafting.method import (
     DraftContext,
     LoadedTarget,
     all_lookups,
+    candidates,
     facts_of,
     prepare,
 )
@@ -321,14 +322,16 @@ def _choose_scheme(files: TargetFiles, passes: StepTimes) -> tuple[BuildDraft, S
     """Return the prepared draft method, chosen or named by the settings, and its plan."""
     prepared: dict[str, BuildDraft] = {}
     spec = files.spec
-    is_open = spec.draft.method is None
-    draft = measured_draft(files, files.device) if is_open else StepTimes()
     ram_gbps = spec.stream.simulate_gbps
     if ram_gbps is None:
         ram_gbps = link_probe.copy_gbps(files.device) if files.device.has_own_memory else DISK_GBPS
     expanding = probe.expanding_times(files, files.device)
     disk = link_probe.disk_gbps(files) or DISK_GBPS
     decoding = link_probe.decoding_gbps(files, files.device)
+    methods = candidates()
+    if spec.draft.method is not None:  # the choice of the code depends on how long it drafts
+        methods = [spec.draft.method] if decoding else []
+    draft = measured_draft(files, files.device, methods)
     compiles = files.compiles(has_own_memory=files.device.has_own_memory)
     # After the measurements, whose memory it gives back.
     memory = available_memory(files.device, compiles=compiles)

@@ -18,6 +18,7 @@ PLAIN = Trial(
     tokens_per_second=1.0,
     tokens_per_pass=8.0,
     draft_s=2.0,
+    ahead_s=1.0,
     pass_s=6.0,
     compute_s=1.0,
     link_gb=3.0,
@@ -43,6 +44,11 @@ def test_what_is_allowed_follows_from_link_draft_compute_and_decoding(
     gbps: float, allowed: float
 ) -> None:
     assert Pair(CASE, gbps, PLAIN, CODED).allowed(CODED) == pytest.approx(allowed)
+
+
+def test_coded_weights_may_be_given_their_own_time_of_drafting() -> None:
+    coded = replace(CODED, draft_s=3.0, ahead_s=0.0)
+    assert Pair(CASE, 0.5, PLAIN, coded).allowed(coded, own_drafting=True) == pytest.approx(8 / 6)
 
 
 def test_nothing_is_known_without_link_or_coded_weights() -> None:
@@ -84,6 +90,7 @@ def test_the_figures_of_a_process_are_means_over_its_passes() -> None:
     trial = make_trial(ProcessTrial("auto", Outcome(1.0, (answer,), own), 0))
     assert (trial.tokens_per_second, trial.tokens_per_pass) == (1.6, 8.0)
     assert (trial.draft_s, trial.pass_s, trial.compute_s, trial.link_gb) == (2.0, 3.0, 1.5, 3.0)
+    assert trial.ahead_s == 0.5
 
 
 @pytest.mark.parametrize("limit", [None, 1 << 30])

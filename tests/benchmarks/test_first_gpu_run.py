@@ -66,6 +66,8 @@ def check_summary(folder: Path) -> None:
         "strict answers that depend on draft or users: 0",
         "coded weights that are decoded to other bits: 0",
         "link with coded weights / with plain ones",
+        "one user, coded weights / plain ones",
+        "answers changed by coded weights: 0",
     ):
         assert f"- {quantity}" in text
     assert "Not measured: GPU tests that failed or did not end" in text
@@ -219,6 +221,7 @@ def test_bars_are_made_of_the_stages_figures() -> None:
         },
         tests_1={"chosen": 5, "outcomes": {"passed": 3, "failed": 1}, "failures": {"a": "b"}},
         engine_memory={"afterwards": {"answers_are_equal": True}},
+        engine_coded_strict={"coded_over_plain": 1.3, "answers_are_equal": False},
     )
     assert found == {
         "pass / (W / measured bandwidth), strict": (1.1, False),
@@ -230,6 +233,8 @@ def test_bars_are_made_of_the_stages_figures() -> None:
         "GPU tests that failed or did not end": (2, False),
         "strict answers that depend on draft or users": (1, False),
         "answers changed by memory that ran out": (0, True),
+        "one user, coded weights / plain ones": (1.3, False),
+        "answers changed by coded weights": (1, False),
     }
 
 

@@ -101,6 +101,17 @@ def test_memory_high_is_a_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert machine.free_ram() == 200
 
 
+def test_loading_may_take_more_for_a_while_than_is_held() -> None:
+    demand = replace(DEMAND, draft=replace(DEMAND.draft, making_bytes=500 * MIB))
+    spec = ModelSpec("m", TargetSpec("m"))
+    room = 1000 * MIB
+    memory = Memory(int(0.8 * room), int(0.9 * room), has_own_memory=False)
+    less = make_plan(spec, demand, memory)
+    more = make_plan(spec, demand, replace(memory, loading=int(0.97 * room)))
+    assert 0.9 * room < more.device_bytes + more.making_bytes <= 0.97 * room
+    assert less.device_bytes + less.making_bytes <= 0.9 * room
+
+
 @pytest.mark.slow
 def test_the_limit_of_a_real_group_is_seen_when_it_is_lowered() -> None:
     script = (
