@@ -1,8 +1,10 @@
 """The model that a server runs, and whether two servers run the same weights and compute the same.
 
-Weights and bits have names. Those that a server can give at once depend on the change times of its
-files, so that a faithful copy has them too. Once it has read all bytes of its files (`contents`),
-it has names that every download of the same model has. Servers are equal if they share a name.
+Weights are the same if all bytes of their files are (`contents`). Until both servers have read
+them, they count as the same if their files have the same names, sizes and change times, as a
+faithful copy has. An engine's bits have two names for the same reason: its fingerprint, which
+depends on these times, and one that depends on the bytes instead. Engines that share a name compute
+the same.
 """
 
 from collections.abc import Set
@@ -45,8 +47,10 @@ class ServedModel:
         return frozenset({self.fingerprint, f"us-{digest[:DIGITS]}"})
 
     def has_weights_of(self, other: "ServedModel") -> bool:
-        """Return whether both are known to have the same weights, used in the same way."""
-        return self.files == other.files or "" != self.contents == other.contents
+        """Return whether both have the same weights, used in the same way, as far as is known."""
+        if self.contents and other.contents:  # equal names and times may be those of a damaged copy
+            return self.contents == other.contents
+        return self.files == other.files
 
     def computes_as(self, names: Set[str]) -> bool:
         """Return whether it computes the bits of the engine with these names."""

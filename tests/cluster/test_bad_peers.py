@@ -33,8 +33,8 @@ from engine.errors import (
 )
 from engine.messages import Generate, Origin, SamplingParams, Stats, TokenLogprob, Tokens
 from tests.cluster.fleet import far, head
-from tests.cluster.test_peers import CHAT
-from tests.server.fake_engine import FakeEngines, Script
+from tests.cluster.test_peers import CHAT, answers, streamed
+from tests.server.fake_engine import FakeEngines
 
 URL = "http://peer.test:8000"
 WHOLE = Stats(1, 0, 1, 1, 0, 0, 1.0, 1.0)
@@ -221,18 +221,19 @@ async def test_a_clock_that_is_wrong_changes_nothing(monkeypatch: pytest.MonkeyP
 
 
 async def test_all_servers_gone_is_a_503_and_streams_are_told() -> None:
-    held = Script(pause=asyncio.Event(), answers=lambda _: (72, 73, 74, 75), burst=1)
-    async with far(FakeEngines(held)) as peer, head(peer.url, load_timeout=0.3) as ours:
+    broken = replace(answers(), error=EngineDied("died"), error_after=4)
+    async with (
+        far(FakeEngines(broken)) as peer,
+        head(peer.url, engines=FakeEngines(answers()), load_timeout=0.3) as ours,
+    ):
         await ours.until("ready")
-        body = CHAT | {"stream": True, "return_token_ids": True}
-        asking = asyncio.create_task(ours.client.post("/v1/chat/completions", json=body))
-        async with asyncio.timeout(10):
-            await peer.engines.engine.request_started.wait()
         ours.engines.script.refuse = QueueFull("full")
+        asking = asyncio.create_task(streamed(ours, CHAT))
+        async with asyncio.timeout(20):
+            await peer.engines.engine.request_started.wait()
         peer.engines.script.refuse = EngineDied("gone")
-        await peer.engines.engine.close()
-        told = (await asking).text
-        assert '"code":"stream_cut"' in told and '"continue_tokens"' in told
+        error = (await asking)[-1]["error"]
+        assert error["code"] == "stream_cut" and error["continue_tokens"]["0"]
         refused = await ours.client.post("/v1/chat/completions", json=CHAT)
         assert refused.status_code == 503 and refused.headers["Retry-After"]
 

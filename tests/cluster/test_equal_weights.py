@@ -149,6 +149,7 @@ def test_servers_are_equal_if_they_share_a_name() -> None:
     other_card = replace(OTHER, arithmetic="gpu")
     assert READ.has_weights_of(other_card) and not READ.computes_as(other_card.names)
     assert not READ.has_weights_of(replace(OTHER, contents="others"))
+    assert not READ.has_weights_of(replace(READ, contents="damaged"))
     unread = replace(OTHER, contents="")
     assert not unread.has_weights_of(replace(ONE, contents=""))
 
