@@ -9,6 +9,7 @@ import httpx
 from pydantic import ValidationError
 
 from cluster.address import Address
+from cluster.hop import trace_headers
 from cluster.wire import (
     LONGEST_LINE,
     SIGN_SECONDS,
@@ -85,7 +86,8 @@ class PeerClient:
 
         Raise `PeerLost` if it ends before.
         """
-        body, headers = asks.dump_json(ask), {"x-request-id": ask.message.request_id}
+        own_id = ask.message.http_id or ask.message.request_id
+        body, headers = asks.dump_json(ask), {**trace_headers.get()(), "x-request-id": own_id}
         async with self._open("POST", GENERATE_PATH, content=body, headers=headers) as response:
             async for line in _lines(response):
                 try:

@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from cluster.address import Address
 from cluster.peer import PeerClient, PeerLost, PeerNonsense
 from cluster.placement import Placement
 from cluster.report import naming_key
+from cluster.served_model import ServedModel
 from cluster.wire import PROTOCOL, Report
-from engine.messages import NO_DRAFT, ModelInfo
+from engine.messages import NO_DRAFT
 from engine.timing import smoothed
 
 log = logging.getLogger("understudy.cluster")
@@ -64,12 +65,12 @@ class Peer:
             log.warning("peer %s: %s", self.name, problem)
         self.problem = problem
 
-    def reason_against(self, info: ModelInfo, fingerprint: str | None, method: str | None) -> str:
+    def reason_against(self, own: ServedModel, names: Set[str] | None, method: str | None) -> str:
         """Return why the peer cannot run a request; "" if it can.
 
         Args:
-            info: the model that runs here.
-            fingerprint: the one that the stream must have; None: any.
+            own: the model that runs here.
+            names: the fingerprints of the engine that must run the stream; None: any engine may.
             method: the drafting method that the request names.
         """
         if self.problem:
@@ -77,16 +78,43 @@ class Peer:
         model = None if self.report is None else self.report.model
         if model is None:
             return "it has no model loaded"
-        if model.files != info.files:
-            return (
-                f"it has other weights or another model loaded ({model.id}). Copies of one model "
-                "need the same times of their files: make them with rsync -a"
-            )
-        if fingerprint is not None and model.fingerprint != fingerprint:
+        if not model.has_weights_of(own):
+            return _difference(model, own)
+        if names is not None and not names & self.names_beside(own):
             return f"it computes other bits (fingerprint {model.fingerprint})"
         if method not in (None, NO_DRAFT, *model.draft_methods):
             return f"it cannot draft by {method}"
         return ""
+
+    def names_beside(self, own: ServedModel) -> frozenset[str]:
+        """Return the fingerprints of its answers, those of this server included if it is equal."""
+        model = None if self.report is None else self.report.model
+        if model is None:
+            return frozenset()
+        return model.names | own.names if model.computes_as(own.names) else model.names
+
+    def fingerprint_beside(self, own: ServedModel) -> str:
+        """Return the fingerprint that its answers get here: that of this server if it is equal."""
+        model = None if self.report is None else self.report.model
+        if model is None or model.computes_as(own.names):
+            return own.fingerprint
+        return model.fingerprint
+
+
+def _difference(model: ServedModel, own: ServedModel) -> str:
+    """Return why a peer's weights do not count as those of this server."""
+    difference = f"it has other weights or another model loaded ({model.id})"
+    unread = [
+        f"{who} has read {served.read_share:.0%} of its files"
+        for who, served in (("it", model), ("this server", own))
+        if not served.contents
+    ]
+    if not unread:
+        return difference
+    return (
+        f"{difference}, or a copy whose files have other times, which is known when all bytes have "
+        f"been read in idle time: {' and '.join(unread)}"
+    )
 
 
 class Peers:

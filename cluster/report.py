@@ -3,9 +3,15 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
+from typing import Annotated
+
+from pydantic import Field
 
 from cluster.page_hashes import HASH_BYTES, PageHash
 
+# Numbers of another server, of which sums are made that have to stay numbers.
+Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=1 << 48)]
 PageName = bytes  # a page hash, or one that only the holder of a key can compute
 
 
@@ -24,14 +30,31 @@ class Load:
         longest: the most tokens of a prompt and its answer.
     """
 
-    prompt_seconds: float
-    sequences: int
-    max_sequences: int
-    turn_seconds: float
-    free_pages: int
-    pass_seconds: float
-    row_seconds: float
-    longest: int
+    prompt_seconds: Amount
+    sequences: Count
+    max_sequences: Count
+    turn_seconds: Amount
+    free_pages: Count
+    pass_seconds: Amount
+    row_seconds: Amount
+    longest: Count
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a replica has done since it has loaded its model, for people and metrics.
+
+    Args:
+        tokens: that its passes have emitted.
+        tokens_per_second: in the last seconds.
+        kv_pages_used: those that sequences hold.
+    """
+
+    passes: Count = 0
+    tokens: Count = 0
+    tokens_per_second: Amount = 0.0
+    kv_pages: Count = 0
+    kv_pages_used: Count = 0
 
 
 def naming_key(secret: str) -> bytes:

@@ -13,6 +13,7 @@ from cluster.peer import PeerLost, PeerNonsense
 from cluster.peers import Peer, Peers
 from cluster.placement import Placed, Prompt
 from cluster.report import Load
+from cluster.served_model import ServedModel
 from cluster.wire import Ask, Emitted, Failure, Progress
 from engine.errors import EngineDied, EngineError, PassFailed, QueueFull, StreamCut
 from engine.messages import Generate, ModelInfo, Tokens
@@ -41,14 +42,16 @@ class _Stream:
 
     Args:
         limit: the most tokens of each choice.
-        fingerprint: the one that it must have from its beginning on; None: any.
+        wanted: the fingerprints of the engine that must begin it; None: any engine may.
+        names: those of the engine that has run it last.
     """
 
     request: RunningRequest
     limit: int
-    fingerprint: str | None
+    wanted: frozenset[str] | None
     first_choice: int
     on_lost: Callable[[], None] | None
+    names: frozenset[str] = frozenset()
 
     @property
     def message(self) -> Generate:
@@ -60,9 +63,19 @@ class _Stream:
         return bool(self.request.engine) and self.request.has_emitted
 
     @property
-    def wanted(self) -> str | None:
-        """The fingerprint that an engine must have to run it, or to go on with it."""
-        return self.request.engine if self.is_begun else self.fingerprint
+    def names_wanted(self) -> frozenset[str] | None:
+        """The fingerprints of the engine that must run it, or go on with it; None: any."""
+        return self.names if self.is_begun else self.wanted
+
+    def run_next_on(self, names: frozenset[str], fingerprint: str) -> Generate:
+        """Return the message for the engine that runs it next.
+
+        Args:
+            names: all fingerprints of that engine.
+            fingerprint: the one that the client is shown.
+        """
+        self.names = names
+        return self.request.next_message(fingerprint)
 
 
 class PeerStreams:
@@ -71,6 +84,7 @@ class PeerStreams:
     Args:
         engine: runs the model here.
         load: returns the work that this server has.
+        served: returns the model that this server runs, as peers are told of it.
         patience: seconds that a stream waits for a peer with its fingerprint.
     """
 
@@ -79,11 +93,13 @@ class PeerStreams:
         engine: EngineClient,
         peers: Peers,
         load: Callable[[], Load],
+        served: Callable[[], ServedModel],
         books: PageBooks,
         patience: float,
     ) -> None:
         self._engine, self._peers = engine, peers
-        self._load, self._books, self._patience = load, books, patience
+        self._load, self._served = load, served
+        self._books, self._patience = books, patience
         # Fingerprints of the latest requests; a consumer may be later than the end of its stream.
         self._ran_on: OrderedDict[str, str] = OrderedDict()
         self._reported = ("", 0)  # instance and number of the last change of pages here
@@ -92,13 +108,13 @@ class PeerStreams:
     @property
     def fingerprints(self) -> frozenset[str]:
         """The fingerprints of all engines that run the model."""
-        own = self._info()
-        found = {
-            peer.report.model.fingerprint
+        own = self._served()
+        found = [
+            peer.names_beside(own)
             for peer in self._peers.all.values()
-            if not peer.reason_against(own, None, None) and peer.report and peer.report.model
-        }
-        return frozenset({own.fingerprint, *found})
+            if not peer.reason_against(own, None, None)
+        ]
+        return own.names.union(*found)
 
     def fingerprint(self, request_id: str) -> str | None:
         """Return the fingerprint of the engine that runs a request; None before it is placed."""
@@ -128,13 +144,20 @@ class PeerStreams:
         most = min(info.context_length, info.capacity_tokens) - len(message.prompt)
         request = RunningRequest(message, events, on_prompt, on_lost, on_tokens, most)
         limit = most if message.params.max_tokens is None else message.params.max_tokens
-        own = _Stream(request, limit, fingerprint, first_choice, on_lost)
+        wanted = None if fingerprint is None else self._names_of(fingerprint)
+        own = _Stream(request, limit, wanted, first_choice, on_lost)
         task = asyncio.create_task(self._run(own), name=f"stream {message.request_id}")
 
         def abort() -> None:
             task.cancel()
 
         return TokenStream(events, abort)
+
+    def _names_of(self, fingerprint: str) -> frozenset[str]:
+        """Return all fingerprints of the engines that have this one."""
+        own = self._served()
+        known = [own.names, *(peer.names_beside(own) for peer in self._peers.all.values())]
+        return frozenset({fingerprint}).union(*(own for own in known if fingerprint in own))
 
     def _num_pages(self) -> int:
         return self._info().num_pages
@@ -207,7 +230,8 @@ class PeerStreams:
 
     def _place(self, own: _Stream, tried: set[str]) -> Placed | None:
         """Choose where a request runs next."""
-        info, message, now = self._info(), own.message, time.monotonic()
+        served, message, now = self._served(), own.message, time.monotonic()
+        names = own.names_wanted
         held, (instance, number) = self._books.of(HERE, self._num_pages()), self._reported
         change = held.change_since(number if instance == self._books.instance else -1)
         self._reported = (self._books.instance, held.number)
@@ -222,8 +246,9 @@ class PeerStreams:
             if name in tried:
                 return False
             if name == HERE:
-                return self._engine.state == "ready" and own.wanted in (None, info.fingerprint)
-            return not self._peers.all[name].reason_against(info, own.wanted, method)
+                is_equal = names is None or served.computes_as(names)
+                return self._engine.state == "ready" and is_equal
+            return not self._peers.all[name].reason_against(served, names, method)
 
         return self._peers.placement.place(prompt, now, is_allowed)
 
@@ -234,16 +259,16 @@ class PeerStreams:
         else:
             await self._run_there(own, self._peers.all[placed.replica])
 
-    def _next_message(self, own: _Stream, fingerprint: str) -> Generate:
+    def _next_message(self, own: _Stream, names: frozenset[str], fingerprint: str) -> Generate:
         """Return the message for the engine that runs a request next."""
         self._ran_on[own.message.request_id] = fingerprint
         while len(self._ran_on) > MOST_KNOWN:
             self._ran_on.popitem(last=False)
-        return own.request.next_message(fingerprint)
+        return own.run_next_on(names, fingerprint)
 
     async def _run_here(self, own: _Stream) -> None:
-        request = own.request
-        message = self._next_message(own, self._info().fingerprint)
+        request, served = own.request, self._served()
+        message = self._next_message(own, served.names, served.fingerprint)
         try:
             stream = self._engine.run(message, on_prompt=request.note_prompt, on_lost=own.on_lost)
             async with aclosing(stream):
@@ -265,8 +290,9 @@ class PeerStreams:
         load = None if peer.report is None else peer.report.load
         if model is None or load is None:
             raise _Lost(EngineDied(f"The peer {peer.name} is not there."))
-        request = own.request
-        message = self._next_message(own, model.fingerprint)
+        request, served = own.request, self._served()
+        names, fingerprint = peer.names_beside(served), peer.fingerprint_beside(served)
+        message = self._next_message(own, names, fingerprint)
         room = load.longest - len(message.prompt)
         params = replace(message.params, max_tokens=min(own.limit, room))
         ask = Ask(model.files, model.fingerprint, replace(message, params=params))

@@ -6,12 +6,13 @@ nothing that it sends may harm the server that reads it, and the reverse.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from cluster.report import Load, PageChange
+from cluster.report import Figures, Load, PageChange
+from cluster.served_model import ServedModel
 from engine.errors import EngineDied, EngineError, PassFailed, QueueFull, RequestError
 from engine.messages import Generate, SamplingParams, Tokens
 
@@ -96,16 +97,6 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """The model that a peer has loaded."""
-
-    id: str
-    files: str
-    fingerprint: str
-    draft_methods: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Report:
     """What a peer says of itself."""
 
@@ -117,6 +108,7 @@ class Report:
     added: Annotated[list[str], Field(max_length=500_000)]  # names of pages, in hex
     dropped: Annotated[list[str], Field(max_length=500_000)]
     is_whole: bool
+    figures: Figures = field(default_factory=Figures)
     protocol: int = PROTOCOL
 
     @property

@@ -213,6 +213,9 @@ class ModelInfo:
     draft_method: str = NO_DRAFT  # the one that was chosen, or that the model's file names
     sampling: tuple[tuple[str, float], ...] = ()  # defaults in the model's generation_config.json
     files: str = ""  # changes with the model's files and with how its positions are scaled
+    revision: str = ""  # changes with the sizes and change times of its weight files
+    form: str = ""  # changes with how its weight files are used: text files, precision, positions
+    arithmetic: str = ""  # changes with all of `fingerprint` but `files`
     tiers: tuple[tuple[str, int], ...] = ()  # the number of units of weights in each tier
     tier_bytes: tuple[tuple[str, int], ...] = ()  # their bytes, as they are kept there
 

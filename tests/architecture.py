@@ -108,6 +108,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.cli.commands", "engine.planning.refusal"),
     ("server.cli.plan_table", "engine.*"),
     ("server.cli.doctor", "engine.planning.checkup"),
+    ("server.models.contents", "engine.weights.contents"),  # the bytes that peers compare
     ("server.models.plan_worker", "engine.planning.*"),  # `POST /v1/plan`
     ("server.config.model_file", "engine.drafting.method*"),  # names and facts of the methods
     ("server.config.registry", "engine.drafting.method"),  # the settings of the chosen method

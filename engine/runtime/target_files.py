@@ -38,7 +38,8 @@ from engine.weights.generation_config import (
     read_generation_config,
     token_ids,
 )
-from engine.weights.hub import identity_of, resolve, text_digest
+from engine.weights.hub import resolve
+from engine.weights.identity import identity_of, portable_text, text_digest
 from engine.weights.layout import UnitReader, layers_of_units
 from engine.weights.packing import dense_bytes
 from engine.weights.precision import stored_dtype
@@ -60,6 +61,7 @@ class TargetFiles(Blueprint):
         self.device = choose_device(spec.device, spec.stream.simulate_gbps)
         source = resolve(spec.target.source, spec.target.revision, progress)
         self._revision, self._text = source.identity, text_digest(source.folder)
+        self._portable_text = portable_text(source.folder)
         super().__init__(spec, source.folder, self.device.torch_device)
         self.tokenizer = read_tokenizer(self.folder)
         self.generation = read_generation_config(self.folder, self.vocab_size)
@@ -236,11 +238,13 @@ class TargetFiles(Blueprint):
         """
         plan = scheme.plan
         numerics: Numerics = "strict" if self.strict else "fast"
-        files = _digest([self.identity, self._text, dataclasses.astuple(self.spec.target.rope)])
+        rope, target = dataclasses.astuple(self.spec.target.rope), self.spec.target
+        files = _digest([self.identity, self._text, rope])
+        form = _digest([str(self.dtype), str(target.quantize), self._portable_text, rope])
         versions = [__version__, *map(version, LIBRARIES)]
         # The hash of a tile differs too, unless all its values are rounded to the same bits.
         is_ordered = self.strict and is_ordered_on(self.device.torch_device)
-        parts = [files, numerics, versions, self.device.arithmetic, is_ordered, tile]
+        parts = [numerics, versions, self.device.arithmetic, is_ordered, tile]
         return ModelInfo(
             model_id=self.spec.id,
             vocab_size=self.vocab_size,
@@ -249,8 +253,11 @@ class TargetFiles(Blueprint):
             max_sequences=plan.max_sequences,
             eos_token_ids=tuple(sorted(self.eos_token_ids)),
             numerics=numerics,
-            fingerprint=f"us-{_digest(parts)}",
+            fingerprint=f"us-{_digest([files, *parts])}",
             files=files,
+            revision=self._revision,
+            form=form,
+            arithmetic=_digest(parts),
             tokenizer_path=str(self.folder),
             plan=self.describe(scheme),
             tiers=sums_by_tier(plan.tiers, [1] * len(plan.tiers)),

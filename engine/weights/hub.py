@@ -4,8 +4,6 @@
 """
 
 import errno
-import hashlib
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +18,18 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from engine.errors import ModelError, shown
-from engine.files import find_folder, read_bytes
+from engine.files import find_folder
 from engine.messages import LoadProgress, ReportProgress
 from engine.weights.config_file import MODELOPT_NAME
 from engine.weights.gguf_folder import gguf_folder
 from engine.weights.gguf_source import SUFFIX, choose_files, find_gguf, split_source
-from engine.weights.shards import advice, other_weights, weight_files
+from engine.weights.identity import identity_of
+from engine.weights.shards import advice, other_weights
 
 _CONFIG = "config.json"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "tokenizer*"]
 # Code, pickles, and second copies of the weights in a subfolder or in Mistral's own format.
 _UNWANTED = ["*.py", "*.bin", "*.pt", "*.pth", "*.gguf", "*/*", "consolidated*.safetensors"]
-_TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-_SNAPSHOT = re.compile(r"snapshots/([0-9a-f]{40})$")
-_LARGEST_TEXT = 64 << 20  # bytes
 _REPORT_SECONDS = 0.5
 # The root error of the HTTP package that the installed release is built on (httpx, httpx2).
 _HTTP_ERROR = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
@@ -109,37 +105,6 @@ def _local_folder(source: str) -> Path | None:
     if source.startswith((".", "/", "~")):
         raise ModelError(f"{source}: there is no such folder")
     return None
-
-
-def identity_of(folder: Path) -> str:
-    """Return a digest of config.json and of the name, size and change time of each weight file.
-
-    For a hub snapshot the commit precedes the digest. It does not suffice, because the files of a
-    snapshot can be overwritten.
-    """
-    digest = hashlib.blake2b(read_bytes(folder / _CONFIG), digest_size=20)
-    for path in weight_files(folder):
-        status = path.stat()
-        digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    commit = _SNAPSHOT.search(folder.as_posix())
-    return f"{commit[1]}-{digest.hexdigest()}" if commit else digest.hexdigest()
-
-
-def text_digest(folder: Path) -> str:
-    """Return a digest of the text files: tokenizer, chat template and configuration.
-
-    Like the weights, they determine the text of an answer.
-    """
-    digest = hashlib.blake2b(digest_size=20)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _TEXT_SUFFIXES and path.is_file():
-            status = path.stat()
-            digest.update(f"\0{path.name}\0{status.st_size}\0".encode())
-            if status.st_size <= _LARGEST_TEXT:
-                digest.update(read_bytes(path))
-            else:  # no file that is read
-                digest.update(f"{status.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def _config_folder(source: str, revision: str | None) -> Path:

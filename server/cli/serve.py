@@ -29,6 +29,7 @@ from server.config.settings import Settings, load_settings
 from server.http.app import create_app
 from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.certificate import Certificate, read_certificate
+from server.http.measure import client_trace
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
 
@@ -203,8 +204,15 @@ def _serve(
     listener = bind(settings.host, settings.port, settings.client_timeout)
     traces = open_traces(settings, env)
     ended = traces.record if traces is not None else lambda _: None
+    trace = traces.headers if traces is not None else client_trace
     app = create_app(
-        settings, registry, keys=keys, ended=ended, progress=console.progress, peers=peers
+        settings,
+        registry,
+        keys=keys,
+        ended=ended,
+        trace=trace,
+        progress=console.progress,
+        peers=peers,
     )
     config = http_config(app, settings.client_timeout, certificate)
     url = local_url(listener, is_tls=certificate is not None)

@@ -55,6 +55,12 @@ def view(status: ServerStatus, url: str, width: int) -> RenderableType:
         parts += ["", _figures(engine, has_bars=width >= NARROW)]
     if status["peers"]:
         parts += ["", _peers(status["peers"])]
+    if (together := status["together"]) is not None:
+        parts.append(
+            f"Together: {several(together['servers'], 'server')}, "
+            f"{together['tokens_per_second']:.1f} tokens/s, "
+            f"{several(together['requests'], 'request')}"
+        )
     return Group(*parts)
 
 
@@ -84,13 +90,14 @@ def _models(status: ServerStatus, *, is_narrow: bool) -> Table:
 
 def _peers(peers: Sequence[PeerStatus]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("PEER", "STATE", "MODEL", "REQUESTS", "OURS", "SENT", "LOST", "NOTE"):
+    for name in ("PEER", "STATE", "MODEL", "TOKENS/S", "REQUESTS", "OURS", "SENT", "LOST", "NOTE"):
         table.add_column(name, overflow="fold")
     for peer in peers:
         cells = (
             peer["url"],
             peer["state"],
             peer["model"] or "-",
+            f"{peer['tokens_per_second']:.1f}",
             str(peer["requests"]),
             str(peer["running"]),
             str(peer["sent"]),

@@ -19,7 +19,7 @@ from server.http.auth import ApiKeys, RequireKey
 from server.http.cors import Cors, RefusePages
 from server.http.failures import Failures
 from server.http.in_flight import InFlight, TrackRequests
-from server.http.measure import Measure
+from server.http.measure import Measure, TraceHeaders, client_trace
 from server.http.origins import PagePolicy
 from server.http.page import page_routes
 from server.http.request_id import RequestId
@@ -58,6 +58,7 @@ def create_app(
     text: TextWork | None = None,
     planner: Planner | None = None,
     ended: Callable[[Measurement], None] = lambda _: None,
+    trace: TraceHeaders = client_trace,
     peers: "Peers | None" = None,
     progress: Callable[[LoadStep], None] = lambda _: None,
 ) -> App:
@@ -69,6 +70,7 @@ def create_app(
         text: does the work that needs a tokenizer; tests give one in this process.
         planner: computes plans; tests give one that needs no torch.
         ended: is called with the measurement of each request when its answer has ended.
+        trace: returns the headers by which a peer continues the trace of a request.
         peers: other servers of the same model, which requests may run on.
         progress: is called with the steps of loads.
     """
@@ -101,7 +103,7 @@ def create_app(
     app.add_middleware(RequireKey, keys=keys or ApiKeys(), refuse=failures.response)
     _limit_pages(app, settings, failures, has_keys=bool(keys))
     reports = [metrics.requests.count, log_access, ended]
-    app.add_middleware(Measure, routes=measured_routes(apis), ended=reports)
+    app.add_middleware(Measure, routes=measured_routes(apis), ended=reports, trace=trace)
     app.add_middleware(RequestId)
     return app
 

@@ -1,17 +1,32 @@
 """Middleware that measures each request, from its arrival to the end of its answer."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.hop import trace_headers
 from server.metrics.measurement import Measurement
 
 # Milliseconds until the request ran, or until its stream opened where that was earlier.
 QUEUE_HEADER = "x-understudy-queue-ms"
 # What of the request the model was not given, as far as it was known when the answer began.
 IGNORED_HEADER = "x-understudy-ignored"
+
+TRACE_FIELDS = (b"traceparent", b"tracestate")
+LONGEST_CONTEXT = 512  # bytes
+TraceHeaders = Callable[[Measurement], Mapping[str, str]]
+
+
+def client_trace(measured: Measurement) -> Mapping[str, str]:
+    """Return the headers of the client's own trace, for a server that keeps no traces."""
+    found = [(name, value) for name, value in measured.headers if name in TRACE_FIELDS]
+    is_usable = len({name for name, _ in found}) == len(found) and all(
+        len(value) <= LONGEST_CONTEXT for _, value in found
+    )
+    return {name.decode(): value.decode("latin-1") for name, value in found} if is_usable else {}
 
 
 def measurement_of(request: Request) -> Measurement:
@@ -27,6 +42,7 @@ class Measure:
     Args:
         routes: the paths that generate text, and the name of each in /metrics.
         ended: are called with each finished measurement.
+        trace: returns the headers that continue a request's trace on another server.
     """
 
     def __init__(
@@ -34,10 +50,12 @@ class Measure:
         app: ASGIApp,
         routes: Mapping[str, str],
         ended: Sequence[Callable[[Measurement], None]],
+        trace: TraceHeaders,
     ) -> None:
         self._app = app
         self._routes = routes
         self._ended = ended
+        self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +72,7 @@ class Measure:
             headers=scope["headers"],
         )
         scope["state"]["measurement"] = measurement
+        trace_headers.set(functools.partial(self._trace, measurement))  # of this request's own task
         status = 500  # unless an answer begins
 
         async def send_and_note(message: Message) -> None:

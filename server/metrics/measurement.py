@@ -54,6 +54,7 @@ class Measurement:
     left_out: str = ""  # what of the request the model was not given
     totals: Totals | None = None  # of the answer, once it is begun
     asked: Asked | None = None
+    is_of_peer: bool = False  # another server sent it, which counts its tokens
     wait: Wait = field(default_factory=Wait)
     started: float = field(default_factory=time.perf_counter)
     started_ns: int = field(default_factory=time.time_ns)
@@ -72,6 +73,10 @@ class Measurement:
     def wall_ns(self, at: float) -> int:
         """Return the nanoseconds since 1970 of a time that is given as `started` is."""
         return self.started_ns + round(1e9 * (at - self.started))
+
+    def come_from_peer(self) -> None:
+        """Note that another server sent the request, for a client of its own."""
+        self.is_of_peer = True
 
     def set_model(self, model: str) -> None:
         """Note the id of the model that the request is for."""

@@ -116,7 +116,8 @@ class _Requests:
         if measured.first_token_s is not None:
             self._first_token.labels(route, model).observe(measured.first_token_s)
         if measured.totals is not None:
-            self._count_tokens(model, measured.totals)
+            if not measured.is_of_peer:  # there it counts: sums over servers have each token once
+                self._count_tokens(model, measured.totals)
             if measured.totals.is_complete:
                 self._seconds.labels(route, model).observe(measured.seconds)
             if (per_token := measured.totals.seconds_per_token) is not None:
@@ -309,7 +310,7 @@ class _Gauges:
         for model in status["models"]:
             self._model_loaded.labels(model["id"]).set(model["state"] == "loaded")
         self._places.set(status["models"])
-        self._peers.set(status["peers"])
+        self._peers.set(status["peers"], status["together"])
         self._waiting.set(status["queue"]["waiting_for_model"])
         self._sequences.set(status["queue"]["waiting_for_pass"])
         own = (self._running, self._speed, self._limit, self._bits, self._pages, self._used)

@@ -32,7 +32,7 @@ from server.models.idle import IdleTimer
 from server.models.loaded_model import LoadedModel
 from server.models.peers import peer_statuses, run_at_peers
 from server.models.statistics import EngineStatistics
-from server.schemas.status import LoadStep, PeerStatus
+from server.schemas.status import LoadStep, PeerStatus, Together
 from server.text.work import TextWork
 
 if TYPE_CHECKING:
@@ -134,10 +134,9 @@ class Models:
         """The latest step of a load or restart; None before the first one."""
         return self._step
 
-    def peer_statuses(self) -> list[PeerStatus]:
-        """Return the state of each peer."""
-        info = None if self.ready is None else self.ready.info
-        return [] if self._peers is None else peer_statuses(self._peers, info)
+    def peer_statuses(self) -> tuple[list[PeerStatus], Together | None]:
+        """Return the state of each peer, and the sums over this server and them."""
+        return ([], None) if self._peers is None else peer_statuses(self._peers, self.ready)
 
     @property
     def num_waiting(self) -> int:
@@ -343,6 +342,7 @@ class Models:
             loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats, books)
             if self._peers is not None:
                 run_at_peers(loaded, self._peers, self._settings.load_timeout)
+                loaded.read_contents()
             loaded.log_remarks()
             self._current = loaded
         finally:

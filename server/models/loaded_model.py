@@ -13,6 +13,7 @@ from engine.process.client import EngineClient
 from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.errors import ApiError
+from server.models.contents import Contents
 from server.models.statistics import EngineStatistics
 from server.text.messages import TextFacts
 from server.text.work import TextWork
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # it imports an HTTP client, which only a server with peers n
 
 
 log = logging.getLogger("understudy")
+
+ENDED = ("failed", "closed")  # states of an engine that serves no more
 
 NO_FORMAT = (
     "%s: the chat template asks for no known format of tool calls. Tools are described to the "
@@ -46,6 +49,7 @@ class LoadedModel:
     statistics: EngineStatistics
     formats: Formats  # the formats of tool calls and reasoning in its answers
     books: PageBooks = field(default_factory=PageBooks)  # the pages that its engine holds
+    contents: Contents = field(default_factory=Contents)
     streams: "PeerStreams | None" = None  # None: there are no peers
     num_borrowers: int = 0
 
@@ -94,6 +98,12 @@ class LoadedModel:
         """Let requests run at peers too."""
         self.streams = streams
 
+    def read_contents(self) -> None:
+        """Begin to read the bytes of its files, by which peers compare it with theirs."""
+        self.contents.begin(
+            self.info, lambda: not self.num_borrowers, lambda: self.engine.state in ENDED
+        )
+
     def fingerprint_of(self, request_id: str) -> str | None:
         """Return the fingerprint of the engine that runs a request, as far as it is known."""
         found = None if self.streams is None else self.streams.fingerprint(request_id)
@@ -140,4 +150,4 @@ class LoadedModel:
     @property
     def usable(self) -> bool:
         """Whether the engine can still serve; if not, the model has to be loaded again."""
-        return self.engine.state not in ("failed", "closed")
+        return self.engine.state not in ENDED

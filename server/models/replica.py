@@ -1,8 +1,9 @@
 """This server as one of several replicas: its load, its pages, and what it says of itself."""
 
 from cluster.held_pages import HeldPages
-from cluster.report import Load, naming_key
-from cluster.wire import Report, ServedModel
+from cluster.report import Figures, Load, naming_key
+from cluster.served_model import ServedModel
+from cluster.wire import Report
 from server.models.loaded_model import LoadedModel
 from server.version import version
 
@@ -29,6 +30,33 @@ def load_of(model: LoadedModel) -> Load:
     )
 
 
+def figures_of(model: LoadedModel) -> Figures:
+    """Return what a loaded model has done."""
+    history, num_pages = model.statistics.history, model.info.num_pages
+    free = num_pages if history.last is None else history.last.free_pages
+    return Figures(
+        passes=history.sums.passes,
+        tokens=history.sums.tokens,
+        tokens_per_second=history.recent()["tokens_per_second"],
+        kv_pages=num_pages,
+        kv_pages_used=max(0, num_pages - free),
+    )
+
+
+def served_model(model: LoadedModel) -> ServedModel:
+    """Return what peers are told of a loaded model."""
+    info, contents = model.engine.info or model.info, model.contents
+    return ServedModel(
+        model.entry.id,
+        info.files,
+        info.fingerprint,
+        info.draft_methods,
+        contents.name(info.form),
+        info.arithmetic,
+        contents.share,
+    )
+
+
 def pages_for(model: LoadedModel, owner: str, key: str) -> HeldPages:
     """Return the pages of the texts that came with an API key.
 
@@ -48,15 +76,16 @@ def report_of(model: LoadedModel | None, owner: str, key: str, since: int, insta
     """
     if model is None:
         return Report(version(if_not_installed="0"), "", 0, None, None, [], [], is_whole=True)
-    held, info = pages_for(model, owner, key), model.info
+    held = pages_for(model, owner, key)
     change = held.change_since(since if instance == model.books.instance else -1)
     return Report(
         version=version(if_not_installed="0"),
         instance=model.books.instance,
         number=held.number,
-        model=ServedModel(model.entry.id, info.files, info.fingerprint, info.draft_methods),
+        model=served_model(model),
         load=load_of(model),
         added=[name.hex() for name in change.added],
         dropped=[name.hex() for name in change.dropped],
         is_whole=change.is_whole,
+        figures=figures_of(model),
     )

@@ -25,6 +25,7 @@ def read_status(
     """
     ready = models.ready
     last = None if ready is None else ready.statistics.history.last
+    peers, together = models.peer_statuses()
     return {
         "object": "status",
         "version": version(if_not_installed="0"),
@@ -40,7 +41,8 @@ def read_status(
             "in_engine": 0 if ready is None else ready.engine.num_outstanding,
         },
         "engine": None if ready is None else _engine_status(ready),
-        "peers": models.peer_statuses(),
+        "peers": peers,
+        "together": together,
     }
 
 

@@ -113,10 +113,26 @@ class PeerStatus(TypedDict):
     round_trip_ms: float  # of a question to it
     requests: int  # that it has, of all its clients, as of its last report
     free_pages: int | None
+    tokens: int  # that its passes have emitted since it has loaded the model
+    tokens_per_second: float  # in its last seconds
+    kv_pages: int
+    kv_pages_used: int
     pages: int  # of texts of this server that it holds, as far as is known
     sent: int  # requests that were sent to it
     lost: int  # of them those that it lost, and that went on elsewhere
     running: int  # requests of this server that run there
+
+
+class Together(TypedDict):
+    """The sums over this server and its peers that are ready."""
+
+    servers: int
+    requests: int  # that their engines have, waiting or running
+    tokens: int
+    tokens_per_second: float
+    kv_pages: int
+    kv_pages_used: int
+    streams_moved: int  # requests of this server that one of them lost, and another went on with
 
 
 class ServerStatus(TypedDict):
@@ -130,6 +146,7 @@ class ServerStatus(TypedDict):
     queue: QueueStatus
     engine: EngineStatus | None  # null: no model is loaded
     peers: list[PeerStatus]
+    together: Together | None  # null: there are no peers
 
 
 class LimitsRequest(Body):

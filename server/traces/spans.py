@@ -5,21 +5,25 @@ generative AI. Below it are `queue` (until the engine runs the request), `prefil
 token) and `decode` (until the last), in which each pass that emitted tokens is an event, and
 `engine restart` for each time that the engine died. Spans have nothing of prompts and answers.
 
-All of this is made from times that were noted on the way, so that it delays no token.
+All of this is made from times that were noted on the way, so that it delays no token. The span of a
+request that runs at a peer is the parent of the peer's own span.
 """
 
 from collections.abc import Mapping, Sequence
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from server.metrics.measurement import Measurement
 from server.version import version
 
 LONGEST_CONTEXT = 512  # bytes; OpenTelemetry would warn of longer ones in the log
-OPERATIONS = {"/completions": "text_completion"}  # by route; the others are chats
+OPERATIONS = {
+    "/completions": "text_completion",
+    "/peer/generate": "text_completion",
+}  # by route; the others are chats
 
 
 class Traces:
@@ -31,24 +35,44 @@ class Traces:
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("understudy", version(if_not_installed="unknown"))
+        self._begun: dict[int, Span] = {}  # by the identity of the measurement, until its end
         _parent([])  # the first call loads the propagators, which takes a while
+
+    def headers(self, measured: Measurement) -> Mapping[str, str]:
+        """Return the headers by which another server continues the trace of a request.
+
+        Its span is begun now, because the other server's spans name it.
+        """
+        span = self._begun.get(id(measured))
+        if span is None:
+            span = self._begun[id(measured)] = self._begin(measured)
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(span, Context()))
+        return carrier
 
     def record(self, measured: Measurement) -> None:
         """Make the spans of a request that has ended, if it generates text."""
+        begun = self._begun.pop(id(measured), None)
         if not measured.route:
             return
-        span = self._tracer.start_span(
-            f"{_operation(measured)} {measured.model}".strip(),
-            context=_parent(measured.headers),
-            kind=SpanKind.SERVER,
-            attributes=_attributes(measured),
-            start_time=measured.wall_ns(measured.started),
-        )
+        span = begun or self._begin(measured)
+        if begun is not None:  # what was not known then
+            span.update_name(_name(measured))
+            span.set_attributes(_attributes(measured))
         if measured.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         if span.is_recording():
             self._record_phases(measured, trace.set_span_in_context(span))
         span.end(measured.wall_ns(measured.ended or measured.started))
+
+    def _begin(self, measured: Measurement) -> Span:
+        return self._tracer.start_span(
+            _name(measured),
+            context=_parent(measured.headers),
+            kind=SpanKind.SERVER,
+            attributes=_attributes(measured),
+            start_time=measured.wall_ns(measured.started),
+        )
 
     def _record_phases(self, measured: Measurement, parent: Context) -> None:
         end = measured.ended or measured.started
@@ -92,6 +116,10 @@ def _parent(headers: Sequence[tuple[bytes, bytes]]) -> Context:
             carrier[name] = value.decode("latin-1")
     kept = {name: value for name, value in carrier.items() if name not in twice}
     return propagate.extract(kept, Context())
+
+
+def _name(measured: Measurement) -> str:
+    return f"{_operation(measured)} {measured.model}".strip()
 
 
 def _operation(measured: Measurement) -> str:

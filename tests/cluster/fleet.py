@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 
+from cluster import placement
 from cluster.address import Address
 from cluster.peer import PeerClient
 from cluster.peers import Peers
@@ -17,7 +19,9 @@ from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys
+from server.http.measure import client_trace
 from server.http.state import App
+from server.traces.spans import Traces
 from tests.server.conftest import client_of, serving
 from tests.server.fake_engine import FakeEngines
 from tests.server.fake_text import FakeText
@@ -26,7 +30,11 @@ FAST_MS, SLOW_MS = 20.0, 4000.0  # of a pass
 
 
 def new_app(
-    engines: FakeEngines, peers: Peers | None = None, keys: Sequence[str] = (), **settings: Any
+    engines: FakeEngines,
+    peers: Peers | None = None,
+    keys: Sequence[str] = (),
+    traces: Traces | None = None,
+    **settings: Any,
 ) -> App:
     entry = ModelEntry("main", ModelSpec("main", TargetSpec("nowhere")), 1700000000)
     return create_app(
@@ -36,6 +44,8 @@ def new_app(
         keys=ApiKeys(keys),
         text=FakeText(),
         peers=peers,
+        ended=(lambda _: None) if traces is None else traces.record,
+        trace=client_trace if traces is None else traces.headers,
     )
 
 
@@ -87,6 +97,7 @@ async def far(
     *,
     peers_of: Sequence[str] = (),
     keys: Sequence[str] = (),
+    traces: Traces | None = None,
 ) -> AsyncIterator[Far]:
     """Serve a peer on a port of its own.
 
@@ -94,7 +105,7 @@ async def far(
         peers_of: the URLs of its own peers.
     """
     peers = Peers([Address(url) for url in peers_of]) if peers_of else None
-    app = new_app(engines, peers, keys)
+    app = new_app(engines, peers, keys, traces)
     async with serving(app) as url:
         await load(app, engines, pass_ms)
         yield Far(url, engines, app)
@@ -114,6 +125,8 @@ async def head(
     addresses = [Address(url, key) for url in urls]
     peers = Peers(addresses, lambda address: PeerClient(address, transport))
     app = new_app(own, peers, **settings)
-    async with client_of(app) as client:
-        await load(app, own, pass_ms)
-        yield Head(client, own, peers, app)
+    # On a busy machine, reports may be late by as much as makes them stale.
+    with patch.object(placement, "STALE_SECONDS", 600.0):
+        async with client_of(app) as client:
+            await load(app, own, pass_ms)
+            yield Head(client, own, peers, app)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from cluster.report import Load
+from cluster.served_model import ServedModel
 from cluster.wire import (
     Ask,
     Emitted,
@@ -17,7 +19,6 @@ from cluster.wire import (
     Failure,
     Progress,
     Report,
-    ServedModel,
     asks,
     line_of,
     read_ask,
@@ -31,8 +32,9 @@ from engine.errors import (
     RequestError,
 )
 from engine.messages import Generate, Origin, SamplingParams, Stats, TokenLogprob, Tokens
-from tests.cluster.fleet import head
-from tests.cluster.test_peers import CHAT
+from tests.cluster.fleet import far, head
+from tests.cluster.test_peers import CHAT, answers, streamed
+from tests.server.fake_engine import FakeEngines
 
 URL = "http://peer.test:8000"
 WHOLE = Stats(1, 0, 1, 1, 0, 0, 1.0, 1.0)
@@ -138,6 +140,14 @@ async def test_what_comes_after_the_end_is_ignored() -> None:
         assert not ours.engines.engine.requests
 
 
+def spoiled_load(name: str, value: str) -> Answer:
+    """Return an answer whose report has another number in its load."""
+    number = json.dumps(getattr(LOAD, name))
+    raw = reports.dump_json(REPORT).decode().replace(f'"{name}":{number}', f'"{name}":{value}')
+    assert value in raw
+    return lambda _: ok(raw.encode())
+
+
 BAD_REPORTS: dict[str, tuple[Answer, str]] = {
     "text": (lambda _: ok(b"hello"), "its report is none"),
     "a list": (lambda _: ok(b"[1]"), "its report is none"),
@@ -149,6 +159,10 @@ BAD_REPORTS: dict[str, tuple[Answer, str]] = {
         lambda _: ok(reports.dump_json(replace(REPORT, protocol=9))),
         "another protocol",
     ),
+    "no number": (spoiled_load("prompt_seconds", "NaN"), "its report is none"),
+    "infinite": (spoiled_load("row_seconds", "1e999"), "its report is none"),
+    "negative": (spoiled_load("sequences", "-5"), "its report is none"),
+    "huge": (spoiled_load("longest", "1" + "0" * 400), "its report is none"),
     "too long": (lambda _: ok(b" " * (17 << 20)), "too long"),
     "redirect": (lambda _: httpx.Response(301, headers={"location": "/x"}), "not followed"),
     "key": (lambda _: httpx.Response(401), "does not accept the key"),
@@ -189,6 +203,39 @@ async def test_a_network_that_is_cut_and_comes_back() -> None:
         await ours.until("away", "no route to host")
         is_cut = False
         await ours.until("ready")
+
+
+async def test_a_clock_that_is_wrong_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time of another machine is used, and none of this one's calendar."""
+    async with (
+        far(FakeEngines()) as peer,
+        head(peer.url) as ours,
+    ):
+        await ours.until("ready")
+        for shift in (-1e6, 1e9):
+            now = time.time() + shift
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            answer = await ours.client.post("/v1/chat/completions", json=CHAT)
+            assert answer.status_code == 200
+        assert len(peer.engines.engine.requests) == 2
+
+
+async def test_all_servers_gone_is_a_503_and_streams_are_told() -> None:
+    broken = replace(answers(), error=EngineDied("died"), error_after=4)
+    async with (
+        far(FakeEngines(broken)) as peer,
+        head(peer.url, engines=FakeEngines(answers()), load_timeout=0.3) as ours,
+    ):
+        await ours.until("ready")
+        ours.engines.script.refuse = QueueFull("full")
+        asking = asyncio.create_task(streamed(ours, CHAT))
+        async with asyncio.timeout(20):
+            await peer.engines.engine.request_started.wait()
+        peer.engines.script.refuse = EngineDied("gone")
+        error = (await asking)[-1]["error"]
+        assert error["code"] == "stream_cut" and error["continue_tokens"]["0"]
+        refused = await ours.client.post("/v1/chat/completions", json=CHAT)
+        assert refused.status_code == 503 and refused.headers["Retry-After"]
 
 
 async def test_keys_go_to_the_peer_that_they_are_for() -> None:

@@ -63,6 +63,27 @@ def test_stored_pages_do_not_outweigh_a_long_queue() -> None:
         assert choice(made, prompt_of(LONG)) == chosen
 
 
+def test_pages_decide_between_replicas_that_are_a_pass_apart_or_less() -> None:
+    for waiting, chosen in ((0.55, "b"), (0.65, "a")):
+        made = placement({"a": IDLE, "b": IDLE})
+        prompt = prompt_of(LONG[:300])  # a pass takes longer than computing it anew
+        busy = replace(IDLE, prompt_seconds=waiting, sequences=1)
+        made.report("b", busy, PageChange(added=PAGES), asked_at=0.0)
+        assert choice(made, prompt) == chosen
+
+
+def test_a_replica_that_has_run_no_pass_is_taken_for_a_usual_one() -> None:
+    fresh = replace(IDLE, pass_seconds=0.0, row_seconds=0.0)
+    made = placement({"a": IDLE, "b": fresh})
+    hold(made, "a")
+    placed = made.place(prompt_of(LONG), 0.1)
+    assert placed is not None and placed.replica == "a"
+    seen = Counter(choice(made, Prompt(1000)) for _ in range(10))
+    assert seen["b"] and seen["a"]
+    only = placement({"a": fresh})
+    assert choice(only, Prompt(10)) == "a"
+
+
 def test_a_fast_replica_is_preferred_until_it_is_later_than_a_slow_one() -> None:
     slow = replace(IDLE, pass_seconds=1.5, row_seconds=0.004)
     made = placement({"fast": IDLE, "slow": slow})
@@ -160,7 +181,7 @@ def of_length(tokens: int) -> Prompt:
 
 @settings(deadline=None, max_examples=40)
 @given(fleets, prompts)
-def test_no_replica_that_can_take_a_request_has_an_earlier_first_token(
+def test_no_replica_that_can_take_a_request_is_earlier_unless_by_a_pass_and_with_fewer_pages(
     found: list[tuple[Load, float, int]], lengths: list[int]
 ) -> None:
     made, now = fleet(found), 8.0
@@ -179,7 +200,13 @@ def test_no_replica_that_can_take_a_request_has_an_earlier_first_token(
             roomy = [
                 own for own in offers if own.num_pages <= found[int(own.replica)][0].free_pages
             ]
-            assert placed.expected_seconds == least or len(roomy) < len(offers)
+            is_near = any(
+                own.expected_seconds == least
+                and own.cached_tokens < placed.cached_tokens
+                and placed.expected_seconds <= least + found[int(own.replica)][0].pass_seconds
+                for own in offers
+            )
+            assert placed.expected_seconds == least or is_near or len(roomy) < len(offers)
             assert placed.cached_tokens < tokens
 
 

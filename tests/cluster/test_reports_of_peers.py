@@ -143,3 +143,15 @@ async def test_the_views_show_the_peers() -> None:
         assert row[0] == "main" and row[-1] == peer.url
         metrics = (await ours.client.get("/metrics")).text
         assert f'understudy_peer_requests_sent{{peer="{peer.url}"}} 1.0' in metrics
+        sums = {name: value for name, value in status["together"].items() if name != "tokens"}
+        assert sums["servers"] == 2 and sums["kv_pages"] == 2 * status["peers"][0]["kv_pages"] > 0
+        assert 'understudy_together{of="servers"} 2.0' in metrics
+        assert "Together: 2 servers" in shown
+        async with httpx.AsyncClient(base_url=peer.url) as client:
+            theirs = (await client.get("/metrics")).text
+        counted = (
+            'understudy_requests_total{model="main",outcome="length",route="/peer/generate"} 1.0'
+        )
+        assert counted in theirs
+        assert "understudy_completion_tokens_total{" not in theirs  # they count where they are sent
+        assert 'understudy_completion_tokens_total{model="main"} 4.0' in metrics

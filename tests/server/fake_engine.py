@@ -106,6 +106,9 @@ class Script:
     tokenizer_path: str = "fake"
     fingerprint: str = "fp_fake"
     files: str = "files"
+    revision: str = ""
+    form: str = ""
+    arithmetic: str = ""
     draft_methods: tuple[str, ...] = ("subspec", "ngram")
     num_states: int = 0  # of recurrent layers
     sampling: tuple[tuple[str, float], ...] = ()  # the model's own defaults
@@ -211,6 +214,9 @@ class FakeEngine:
             numerics="strict",
             fingerprint=self.script.fingerprint,
             files=self.script.files,
+            revision=self.script.revision,
+            form=self.script.form,
+            arithmetic=self.script.arithmetic,
             tokenizer_path=self.script.tokenizer_path,
             plan="no model at all",
             tiers=(("ram", 5), ("resident", 3)),

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import type { EngineStatus, LoadStep, ModelStatus, ServerStatus } from "../src/api/types.ts";
-import { changes, engineFigures, idleSentence, planParts, queueText, stateWords, stepShare, stepText, summary, tiersText } from "../src/views/models/words.ts";
+import { changes, engineFigures, idleSentence, peerFigures, peerState, planParts, queueText, stateWords, stepShare, stepText, summary, tiersText } from "../src/views/models/words.ts";
 
 const GIB = 2 ** 30;
 
@@ -46,7 +46,7 @@ test("tiers and plans as text", () => {
 function status(models: Partial<ModelStatus>[]): ServerStatus {
   const queue = { waiting_for_model: 0, waiting_for_pass: 0, in_engine: 0 };
   const known = models.map((model, at) => ({ id: `m${at}`, aliases: [], default: false, state: "unloaded", ...model }));
-  return { state: "running", version: "0", models: known as ModelStatus[], queue, engine: null };
+  return { state: "running", version: "0", models: known as ModelStatus[], queue, engine: null, peers: [] };
 }
 
 test("changes are whole sentences", () => {
@@ -99,4 +99,21 @@ test("a model says what becomes of it without requests", () => {
   assert.match(idleSentence({ ...model, unloads_in: 0 }), / in 1 s /);
   const asleep = idleSentence({ ...model, state: "unloaded", idle_unloaded_ago: 5400 });
   assert.match(asleep, /^Sleeping: .* 1 h 30 min ago.* The next one loads it/);
+});
+
+test("the figures of another server", () => {
+  const peer = {
+    url: "http://peer:8000",
+    state: "ready" as const,
+    note: "",
+    model: "demo",
+    requests: 3,
+    running: 2,
+    tokens_per_second: 12.34,
+  };
+  const texts = peerFigures(peer).map(({ name, text }) => `${name}: ${text}`);
+  assert.deepEqual(texts, ["Model: demo", "Speed: 12.3 tokens/s", "Requests: 3, 2 from here"]);
+  assert.equal(peerFigures({ ...peer, model: null, running: 0 })[2]!.text, "3");
+  assert.equal(peerState(peer).tone, "good");
+  assert.equal(peerState({ ...peer, state: "away" }).text, "Away");
 });

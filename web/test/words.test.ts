@@ -36,6 +36,7 @@ function status(model: Partial<ModelStatus>, waiting = 0): ServerStatus {
     models: [{ id: "demo", aliases: [], default: true, state: "loaded", ...model }],
     queue: { waiting_for_model: 0, waiting_for_pass: waiting, in_engine: waiting + 1 },
     engine: null,
+    peers: [],
   };
 }
 

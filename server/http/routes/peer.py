@@ -30,16 +30,20 @@ from cluster.wire import (
 from engine.errors import EngineError
 from engine.messages import Tokens
 from server.chat.asked_by_peer import check_grammar
-from server.errors import ApiError
+from server.errors import ApiError, as_api_error
 from server.http.api import Api
 from server.http.auth import given_key
 from server.http.body import read_body
+from server.http.measure import measurement_of
 from server.http.state import state_of
+from server.metrics.measurement import Asked, Measurement
+from server.metrics.usage import Totals
 from server.metrics.wait_status import Wait
 from server.models.loaded_model import LoadedModel
 from server.models.replica import pages_for, report_of
 
 api = Api(prefixes=("/v1",))
+api.generating.append("/peer/generate")  # its lines are no events of the API
 
 Frame = Progress | Emitted | Ended | Failure
 
@@ -57,6 +61,8 @@ async def get_report(
     if not (since.isascii() and since.isdigit() and len(since) < 20):
         message = "Invalid value for 'since': it must be the number of a report, such as 0."
         raise ApiError(message, code="invalid_value", param="since")
+    if model is not None:
+        model.read_contents()
     report = report_of(model, owner, given_key(request.headers), int(since), instance)
     return Response(reports.dump_json(report), media_type="application/json")
 
@@ -90,21 +96,33 @@ async def _frames(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenera
     name = f"{ask.message.request_id}@{token_hex(4)}"
     message = replace(ask.message, request_id=name, key=f"{owner}/{ask.message.key}")
     texts = _Texts(model, ask, owner, given_key(request.headers))
+    counts = _Counts(measurement_of(request), model, ask)
+
+    def note_prompt(done: int) -> None:
+        counts.note_prompt(done)
+        frames.put_nowait(Progress(done))
 
     async def run() -> None:
         try:
-            async with models.borrow(model.entry, Wait()) as borrowed:
+            async with models.borrow(model.entry, counts.wait) as borrowed:
                 stream = borrowed.engine.run(
-                    message, on_prompt=lambda done: frames.put_nowait(Progress(done))
+                    message,
+                    on_prompt=note_prompt,
+                    on_lost=counts.wait.note_lost,
+                    on_tokens=counts.totals.note_generated,
                 )
                 async with contextlib.aclosing(stream):
                     async for tokens in stream:
                         texts.note(tokens)
+                        counts.note(tokens)
                         frames.put_nowait(Emitted(tokens))
+            counts.complete()
             frames.put_nowait(Ended())
         except EngineError as error:
+            counts.fail(as_api_error(error))
             frames.put_nowait(Failure.of(error))
         except ApiError as error:
+            counts.fail(error)
             frames.put_nowait(Failure("died", error.message, error.code))
 
     task = asyncio.create_task(run(), name=f"peer's {name}")
@@ -122,6 +140,50 @@ async def _frames(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenera
     finally:
         task.cancel()
         await asyncio.wait([task])
+        counts.leave()
+
+
+class _Counts:
+    """What is measured of one request, as of those of clients."""
+
+    def __init__(self, measured: Measurement, model: LoadedModel, ask: Ask) -> None:
+        message, params = ask.message, ask.message.params
+        self._measured, self._num_prompt = measured, len(message.prompt)
+        given = sum(len(tail.ids) for tail in message.emitted)
+        self.totals = Totals(message.num_unfinished, params.seed, self._num_prompt, given)
+        measured.set_model(model.entry.id)
+        measured.come_from_peer()
+        asked = Asked(
+            message.request_id, message.n, params.max_tokens, params.temperature, params.top_p
+        )
+        measured.begin(self.totals, asked)
+
+    @property
+    def wait(self) -> Wait:
+        return self._measured.wait
+
+    def note_prompt(self, done: int) -> None:
+        """Note how many tokens of the prompt are stored."""
+        self.totals.note_begun(0, done, self._num_prompt)
+        self.wait.note_prompt(done, self._num_prompt)
+
+    def note(self, tokens: Tokens) -> None:
+        """Note tokens of the answer."""
+        self.totals.add(tokens)
+        if not tokens.is_replayed:
+            self._measured.note_tokens(len(tokens.ids))
+
+    def complete(self) -> None:
+        """Note that all choices have finished."""
+        self._measured.complete()
+
+    def fail(self, error: ApiError) -> None:
+        """Note the error that ends the answer."""
+        self._measured.fail(error.code, error.status)
+
+    def leave(self) -> None:
+        """Note that the other server left, unless the answer has ended."""
+        self._measured.leave()
 
 
 class _Texts:

@@ -14,7 +14,8 @@ from engine.errors import ModelError
 from engine.messages import LoadProgress
 from engine.streaming.packed_cache import entries, remove
 from engine.weights.gguf_source import choose_files, quantizations
-from engine.weights.hub import identity_of, locate, resolve
+from engine.weights.hub import locate, resolve
+from engine.weights.identity import identity_of
 from engine.weights.shards import has_weights
 from tests.engine.checkpoints import save_tiny
 from tests.engine.gguf_files import write_gguf

@@ -25,7 +25,8 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from engine.errors import ModelError
 from engine.messages import LoadProgress
 from engine.weights import hub
-from engine.weights.hub import locate, resolve, text_digest
+from engine.weights.hub import locate, resolve
+from engine.weights.identity import text_digest
 from engine.weights.shards import read_index
 from tests.engine.checkpoints import save_tiny
 

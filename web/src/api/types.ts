@@ -53,12 +53,24 @@ export interface EngineStatus {
   kv_pages_used: number;
 }
 
+/** Another server of the same model, which requests of this one may run on. */
+export interface PeerStatus {
+  url: string;
+  state: "ready" | "away";
+  note: string;
+  model: string | null;
+  requests: number;
+  running: number;
+  tokens_per_second: number;
+}
+
 export interface ServerStatus {
   state: string;
   version: string;
   models: ModelStatus[];
   queue: { waiting_for_model: number; waiting_for_pass: number; in_engine: number };
   engine: EngineStatus | null;
+  peers: PeerStatus[];
 }
 
 export interface ToolCallDelta {

@@ -7,6 +7,7 @@ import { serverStatus, statusProblem, useServerStatus, watchAgain } from "../../
 import { announce } from "../../ui/announce.tsx";
 import { Button } from "../../ui/button.tsx";
 import { ModelCard } from "./model_card.tsx";
+import { Peers } from "./peers.tsx";
 import { changes, summary } from "./words.ts";
 
 export function ModelsView(): JSX.Element {
@@ -62,6 +63,7 @@ function List({ status }: { status: ServerStatus }): JSX.Element {
           <ModelCard key={model.id} model={model} status={status} />
         ))}
       </ul>
+      <Peers peers={status.peers} />
     </>
   );
 }

@@ -1,5 +1,5 @@
 /** What the states and figures of models are called. */
-import type { EngineStatus, LoadStep, ModelStatus, ServerStatus } from "../../api/types.ts";
+import type { EngineStatus, LoadStep, ModelStatus, PeerStatus, ServerStatus } from "../../api/types.ts";
 import { countText, figureText, several, secondsText, sizeText } from "../../units.ts";
 
 /** How a state looks: at rest, in progress, at work, or wrong. */
@@ -103,6 +103,20 @@ export function queueText(queue: ServerStatus["queue"]): string {
   const running = Math.max(0, queue.in_engine - queue.waiting_for_pass);
   if (running === 0 && waiting === 0) return "none";
   return waiting ? `${countText(running)} running, ${countText(waiting)} waiting` : `${countText(running)} running`;
+}
+
+/** Return what the state of another server is called. */
+export function peerState({ state }: PeerStatus): StateWords {
+  return state === "ready" ? { text: "Takes requests", tone: "good" } : { text: "Away", tone: "rest" };
+}
+
+/** Return the figures of another server as of its last report. */
+export function peerFigures({ model, requests, running, tokens_per_second }: PeerStatus): Figure[] {
+  return [
+    { name: "Model", text: model ?? "none" },
+    { name: "Speed", text: `${figureText(tokens_per_second)} tokens/s` },
+    { name: "Requests", text: running ? `${countText(requests)}, ${countText(running)} from here` : countText(requests) },
+  ];
 }
 
 /** Return what the server does now, in a sentence or two. */
