@@ -1,10 +1,12 @@
-"""A device limit that is lowered by a fifth and raised again under load alters no text."""
+"""Limits of memory that are lowered and raised again under load alter and lose no text."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.limits import DRAFTS, TIERS, change_limits
+from benchmarks.memory_group import NoMemoryGroup, memory_group
+from tests.chaos.limits import DRAFTS, TIERS, change_limits, lower_group
 
 SECONDS = 30.0
 
@@ -19,3 +21,17 @@ def test_limits_that_change_under_load_alter_no_text(tier: str, draft: str, tmp_
     assert found.verdicts["same"] > 0
     assert found.replans["device"] > 0 and found.replans["freed"] > 0
     assert len(found.resident) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lowered_limit_of_a_cgroup_makes_the_kv_smaller(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        try:
+            group = stack.enter_context(memory_group("understudy-limits"))
+        except NoMemoryGroup as error:
+            pytest.skip(str(error))
+        found = lower_group(tmp_path, SECONDS, group, seed=1)
+    assert [own for own in found.attempts if own.verdict != "same"] == []
+    assert found.verdicts["same"] > 0
+    assert found.held[-1] < 0.9 * found.held[0]
