@@ -141,6 +141,7 @@ class Engine:
             self._run(turns, events)
         events += self._shortage.recover(turns, events)
         self.rechecks.postpone()
+        self.residence.note_pass()
         return events
 
     def _run(self, turns: Sequence[Turn], events: Events) -> None:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 1.0  # between two looks at the memory
 # Units come back when there has been room for them for this long: loading them takes time.
 RETURN_SECONDS = 30.0
+# Without a pass, until what the allocator keeps of peaks is given back. It takes some milliseconds.
+QUIET_SECONDS = 2.0
 FAILED_SECONDS = 600.0  # after units could not be loaded, before others come back
 
 
@@ -67,6 +69,7 @@ class Residence:
         self._limits = LimitMemory()
         # None: when limits are set
         self._due: float | None = 0.0 if loaded.memory.replan else None
+        self._quiet_at: float | None = None  # when freed memory is given back; None: it has been
         self._free_since: float | None = None  # when there was first room for units to come back
         self._may_return_at = 0.0  # after units could not be loaded
         self._report: Replanned | None = None
@@ -74,8 +77,13 @@ class Residence:
         self._is_short = False  # whether the log says that no units are left which could leave
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until `run` looks at the memory again; None if it never does."""
-        return None if self._due is None else max(0.0, self._due - self._clock())
+        """Return the seconds until `run` has something to do; None if it never has."""
+        due = [own for own in (self._due, self._quiet_at) if own is not None]
+        return max(0.0, min(due) - self._clock()) if due else None
+
+    def note_pass(self) -> None:
+        """Note that a pass has ended, and another may follow."""
+        self._quiet_at = self._clock() + QUIET_SECONDS
 
     def limit(self, limits: LimitMemory) -> None:
         """Set limits, which hold from the next call of `run` on."""
@@ -83,10 +91,16 @@ class Residence:
 
     @torch.inference_mode()
     def run(self) -> None:
-        """Move units if that is due and memory is short, or has been free for some time."""
-        if self.seconds_until_due() != 0:
-            return
+        """Move units if that is due and memory is short, or has been free for some time.
+
+        Some seconds after the last pass, freed memory is given back to the system.
+        """
         now = self._clock()
+        if self._quiet_at is not None and now >= self._quiet_at:
+            self._quiet_at = None
+            give_back_freed()
+        if self._due is None or now < self._due:
+            return
         self._due = now + CHECK_SECONDS if self._loaded.memory.replan else None
         self.plan = self._current()
         available = self._read(self.plan)

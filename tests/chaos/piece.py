@@ -43,8 +43,9 @@ from tests.chaos.witnesses import (
 WITNESSES = 5
 HOSTILE = 6
 RECOVERED = 5  # questions whose right answers show that the server has recovered
-PLAIN_S = 60.0  # of plain requests, between which memory is measured,
-PLAIN_BATCH = 50  # and so many between two accounts
+PLAIN_S = 90.0  # of plain requests, between which memory is measured,
+PLAIN_BATCH = 100  # and so many between two accounts
+PLAIN_REST_S = 4.0  # in which the engine gives back what its allocator has kept
 OVERHEAD_S = 190.0 + PLAIN_S  # of a piece, for its quiet run, its rests and plain requests
 LEAST_SHARE = 0.3  # of a piece, for its acts
 MOST_UNLOADED_BYTES = 300_000_000  # of a server without a model
@@ -220,6 +221,7 @@ class _Piece:
         until, sent = time.monotonic() + PLAIN_S, 0
         while time.monotonic() < until:
             sent += asyncio.run(ask_plainly(self._url, sent, PLAIN_BATCH, WITNESSES))
+            time.sleep(PLAIN_REST_S)
             pid = self._stage.demo.address.pid
             self._accounts_of_plain.append(take_account(pid, sent, {}))
         self._record.requests += sent
