@@ -25,16 +25,17 @@ def free_in_cgroups() -> Iterator[int]:
 
 
 def count_kills() -> int:
-    """Return how many processes the kernel has ended so far because a cgroup had no memory left.
+    """Return a number that grows when the kernel ends a process as a cgroup has no memory left.
 
-    The cgroups are this process's own and those above it. 0 where the system does not count them.
+    The cgroups are this process's own and those above it. The number stays the same where the
+    system does not count.
     """
-    counts = [0]
+    count = 0
     for group, version in _groups():
         with suppress(OSError, ValueError):
             events = group / ("memory.events" if version == 2 else "memory.oom_control")
-            counts.append(_table(events).get("oom_kill", 0))
-    return max(counts)
+            count += _table(events).get("oom_kill", 0)
+    return count
 
 
 def let_die_first(pid: int) -> None:

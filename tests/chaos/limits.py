@@ -5,6 +5,7 @@ Either its device limit is set by a request, or the limit of its cgroup is set.
 
 import asyncio
 import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Found:
         resident: the numbers of resident units that were seen.
         held: the bytes of the cgroup before each step and after the last one.
         kills: the processes that the kernel has ended.
+        has_other: whether the other program in the cgroup has lived on.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Found:
     resident: Counter[int] = field(default_factory=Counter)
     held: list[int] = field(default_factory=list)
     kills: int = 0
+    has_other: bool = False
 
     @property
     def verdicts(self) -> Counter[str]:
@@ -120,6 +123,43 @@ async def _change(demo: ServedDemo, seconds: float, seed: int) -> Found:
     for reason in ("device", "freed"):
         series = rf'understudy_replans_total{{model="{MODEL}",reason="{reason}"}}'
         found.replans[reason] = _value(demo.address.get("/metrics"), series)
+    found.attempts = [attempt for witness in witnesses for attempt in witness.attempts]
+    return found
+
+
+def fill_group(folder: Path, seconds: float, group: MemoryGroup, seed: int) -> Found:
+    """Serve a model in a cgroup, and let another program take all memory that its limit leaves.
+
+    The limit stays, so that the engine that is started again has less memory than before.
+    """
+    group.limit(GROUP_BYTES)
+    environment = _environment(folder, f"{DRAFTS['ngram']}max_sequences: 4\n", rope=32)
+    demo = ServedDemo(folder, 10.0, model=MODEL, environment=environment, group=group)
+    try:
+        return asyncio.run(_fill(demo, seconds, group, seed))
+    finally:
+        group.lift_limit()
+        demo.stop()
+
+
+async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int) -> Found:
+    _, witnesses = await _make_witnesses(demo, seed)
+    found, until = Found(), time.monotonic() + seconds
+    async with asyncio.TaskGroup() as tasks:
+        for witness in witnesses:
+            tasks.create_task(witness.run(until))
+        await asyncio.sleep(seconds / 8)
+        found.held.append(group.anonymous_bytes)
+        room = MARGIN_BYTES // 4
+        group.limit(group.anonymous_bytes + room)
+        take = f"import time; own = b'1' * {4 * room}; time.sleep({seconds})"
+        other = group.start([sys.executable, "-c", take])
+        await asyncio.sleep(seconds / 2)
+        found.held.append(group.anonymous_bytes)
+        found.has_other = other.poll() is None
+        other.kill()
+        other.wait()
+    found.kills = group.num_oom_kills
     found.attempts = [attempt for witness in witnesses for attempt in witness.attempts]
     return found
 
