@@ -100,7 +100,7 @@ async def _lower(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int
             tasks.create_task(witness.run(until))
         for _ in range(STEPS):
             found.held.append(group.anonymous_bytes)
-            group.limit(group.anonymous_bytes + MARGIN_BYTES)
+            await _limit_above(group)
             await asyncio.sleep(seconds / (STEPS + 1))
         found.held.append(group.anonymous_bytes)
         group.lift_limit()
@@ -150,9 +150,8 @@ async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int)
             tasks.create_task(witness.run(until))
         await asyncio.sleep(seconds / 8)
         found.held.append(group.anonymous_bytes)
-        room = MARGIN_BYTES // 4
-        group.limit(group.anonymous_bytes + room)
-        take = f"import time; own = b'1' * {4 * room}; time.sleep({seconds})"
+        await _limit_above(group)
+        take = f"import time; own = b'1' * {4 * MARGIN_BYTES}; time.sleep({seconds})"
         other = group.start([sys.executable, "-c", take])
         await asyncio.sleep(seconds / 2)
         found.held.append(group.anonymous_bytes)
@@ -162,6 +161,17 @@ async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int)
     found.kills = group.num_oom_kills
     found.attempts = [attempt for witness in witnesses for attempt in witness.attempts]
     return found
+
+
+async def _limit_above(group: MemoryGroup) -> None:
+    """Limit a group to a little more than it holds now."""
+    for _ in range(50):
+        try:
+            group.limit(group.anonymous_bytes + MARGIN_BYTES)
+            return
+        except OSError:  # it takes memory while the kernel frees some
+            await asyncio.sleep(0.1)
+    raise AssertionError("the group cannot be limited")
 
 
 async def _make_witnesses(demo: ServedDemo, seed: int) -> tuple[str, list[Witness]]:
