@@ -46,7 +46,7 @@ MOST_SLACK = 256 << 20  # and at most so many bytes
 STALE_S = 600.0  # the age at which an unfinished file was left behind by a process that died
 
 
-@dataclass
+@dataclass(slots=True)  # there may be some ten thousands
 class _File:
     """The file of a block."""
 
