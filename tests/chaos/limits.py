@@ -27,6 +27,7 @@ LOWERED = 0.8
 EVERY_S = 4.0  # from a change of the limit to the next
 GROUP_BYTES = 1_200_000_000  # of a server whose KV takes most of it
 STEPS = 4
+OTHER_BYTES = 250_000_000  # of another program in the group
 MARGIN_BYTES = 24_000_000  # that a group may take after its limit was lowered
 TIERS = {
     "disk": "",  # the CPU's own memory is the device's: units that leave are read from the disk
@@ -151,7 +152,7 @@ async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int)
         await asyncio.sleep(seconds / 8)
         found.held.append(group.anonymous_bytes)
         await _limit_above(group)
-        take = f"import time; own = b'1' * {4 * MARGIN_BYTES}; time.sleep({seconds})"
+        take = f"import time; own = b'1' * {OTHER_BYTES}; time.sleep({seconds})"
         other = group.start([sys.executable, "-c", take])
         await asyncio.sleep(seconds / 2)
         found.held.append(group.anonymous_bytes)
