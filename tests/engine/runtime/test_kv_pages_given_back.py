@@ -94,6 +94,8 @@ def test_idle_pages_go_to_the_disk_before_their_memory_is_given_back() -> None:
     served = engine(kv_disk=1 << 30)
     want = run(served, asked)
     assert limit(served, 0) and num_pages(served) == LEAST
+    assert served._cache.disk is not None
+    served._cache.disk.flush(60.0)
     assert limit(served)
     found = run(served, [request("again", asked[0].prompt, max_tokens=8)])
     assert found["again", 0].ids == want["first", 0].ids
