@@ -19,8 +19,8 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 RUN case "${TORCH}" in \
-      cpu) make install PREFIX=/opt/understudy ;; \
-      cuda) make install PREFIX=/opt/understudy CONSTRAINTS= ;; \
+      cpu) make install PREFIX=/opt/understudy EXTRAS=traces ;; \
+      cuda) make install PREFIX=/opt/understudy EXTRAS=traces CONSTRAINTS= ;; \
       *) echo "TORCH must be cpu or cuda, not '${TORCH}'" >&2; exit 1 ;; \
     esac
 

@@ -2,12 +2,14 @@
 #
 #   PYTHON=python3.12        use this interpreter for the virtual environment
 #   CONSTRAINTS=             install the newest versions (on a GPU machine the newest CUDA build)
+#   EXTRAS=traces            let `make install` add the packages of these extras
 #   ARGS="--port 9000"       pass more options to `understudy serve`, or to pytest
 
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PREFIX ?= /opt/understudy
+EXTRAS ?=
 ARGS ?=
 
 OLDEST_VENV := .venv-oldest
@@ -164,12 +166,13 @@ count: ## count the lines of the packages
 install: ## install into PREFIX, not editable (used by the Dockerfile)
 	$(check-python)
 	$(PYTHON) -m venv $(PREFIX)
-	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) .
+	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) $(if $(EXTRAS),'.[$(EXTRAS)]',.)
 
 lint-docker: ## run the build step of the Dockerfile without a container
 	rm -rf build/docker
-	$(MAKE) --no-print-directory install PREFIX=build/docker
+	$(MAKE) --no-print-directory install PREFIX=build/docker EXTRAS=traces
 	build/docker/bin/understudy --help > /dev/null
+	build/docker/bin/python -c 'import opentelemetry.sdk, opentelemetry.exporter.otlp.proto.http'
 
 clean: ## remove environments, caches and build products
 	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) $(KERNELS_VENV) $(NODE_VENV) web/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,10 @@
-"""Settings of glibc's allocator, which would else return each large block to the kernel at once."""
+"""Memory of the heap and the kernel: what the allocator keeps, and what is given back.
+
+By default, glibc's allocator would return each large block to the kernel at once.
+"""
 
 import ctypes
+import mmap
 import platform
 
 _M_TRIM_THRESHOLD = -1  # from malloc.h
@@ -29,3 +33,16 @@ def give_back_freed() -> None:
     """Give free memory of the heap back to the kernel, also after `keep_freed_memory`."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def discard(address: int, nbytes: int) -> None:
+    """Give memory back to the kernel that stays allocated. It holds zeros when it is used again.
+
+    Only the whole pages of the system within it are given back.
+    """
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (address + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        madvise(first, last - first, mmap.MADV_DONTNEED)

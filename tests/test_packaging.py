@@ -79,6 +79,15 @@ def test_the_image_is_built_by_a_target_of_the_makefile() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_the_image_has_the_packages_of_traces() -> None:
+    installs = re.findall(r"make install[^\n;]*", (ROOT / "Dockerfile").read_text())
+    extras = [re.search(r" EXTRAS=(\S+)", command) for command in installs]
+    assert installs and all(found and found[1] == "traces" for found in extras)
+    assert "traces" in project()["optional-dependencies"]
+    service = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["understudy"]
+    assert "UNDERSTUDY_TRACES" in service["environment"]
+
+
 def test_the_build_context_has_all_files_of_the_image() -> None:
     kept = {
         line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"

@@ -22,6 +22,7 @@ from engine.recurrent.states import StatePool
 
 MOST_READING = 2  # tables for which blocks are read at the same time
 CLOSING_S = 3.0  # in which the rest is written before the process ends
+WITHDRAWING_S = 1.0  # in which idle pages are written before their memory is given back
 
 
 class DiskCache(KVCache):
@@ -185,9 +186,10 @@ class DiskCache(KVCache):
         The longest is the first.
         """
         assert self._disk is not None
-        names = [own for own in self._disk.folder.rests(parent, kind) if own.count <= len(rest)]
-        made = [(Block(kind, parent, tuple(rest[: own.count]), number), own) for own in names]
-        return [block for block, own in made if block.hash == own.hash]
+        folder = self._disk.folder
+        lengths = [count for count in folder.rest_lengths(parent, kind) if count <= len(rest)]
+        made = [Block(kind, parent, tuple(rest[:count]), number) for count in lengths]
+        return [block for block in made if block.hash in folder]
 
     def _put(self, table: PageTable, reading: Reading, block: Block, payload: Tensor) -> None:
         """Store a block that was read as the next part of a table."""
@@ -250,6 +252,18 @@ class DiskCache(KVCache):
             self._disk.flush(max(until - time.monotonic(), 0.0))
             self._disk.close()
         super().release()
+
+    def withdraw(self, count: int) -> int:
+        """Do what `KVCache.withdraw` does. Idle pages are written to the disk before."""
+        if self._disk is not None:
+            until = time.monotonic() + WITHDRAWING_S
+            for page in list(self._idle)[: max(count - len(self._free), 0)]:
+                if (serial := self._index.serial(page)) not in self._unsaved:
+                    continue
+                while not self.can_save and (left := until - time.monotonic()) > 0:
+                    self._disk.wait(left, lambda: self.can_save)
+                self._save_page(serial)
+        return super().withdraw(count)
 
     def _add_to_index(self, parent: int, tokens: Sequence[int], page: int) -> None:
         super()._add_to_index(parent, tokens, page)

@@ -5,15 +5,19 @@ never move. This file reads, writes and copies slots; `engine/kv/cache.py` decid
 owns a page.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.malloc import discard
 from engine.streaming.device import Device
 from engine.transfer import upload
 from engine.weights.family import KVShape
+from engine.weights.layout import PAGE_BYTES
 
 PAGE = 64  # token slots per page
 
@@ -44,12 +48,15 @@ class PagePool:
         shape = (parts * num_layers, num_pages * PAGE, num_kv_heads, head_dim)
         try:
             # Zeros, not empty: a masked slot is multiplied by weight zero, and 0 x NaN is NaN.
-            self.memory = torch.zeros(shape, dtype=dtype, device=device.torch_device)
+            nbytes = math.prod(shape) * dtype.itemsize
+            memory = torch.zeros(nbytes + PAGE_BYTES, dtype=torch.uint8, device=device.torch_device)
         except RuntimeError as error:  # what the allocators of CPU and CUDA raise
             raise ModelError(
                 f"{device} has no room for {num_pages * PAGE} tokens of KV ({error}). "
                 "Lower memory.device or context_length."
             ) from error
+        first = -memory.data_ptr() % PAGE_BYTES  # so that `give_back` gives back whole pages
+        self.memory = memory[first : first + nbytes].view(dtype).view(shape)
         self.keys, self.values = self.memory[:num_layers], self.memory[-num_layers:]
         self.has_values = has_values
         self.num_pages = num_pages
@@ -92,6 +99,19 @@ class PagePool:
         """Fill a page with what `copy_out` returned."""
         pages = self.pages
         pages[:, page].copy_(payload.view(self.memory.dtype).view(len(pages), -1))
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Give the memory of pages back to the system, where the device computes in RAM.
+
+        The pages hold zeros then, and get memory again when they are written.
+        """
+        if self.device.own_memory() is not None:
+            return
+        own = self.pages
+        nbytes = own.shape[2] * own.element_size()
+        for first, count in _runs(pages):
+            for part in own:
+                discard(part[first].data_ptr(), count * nbytes)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write keys and values of one layer, [rows, kv heads, head dim] each, to these slots.
@@ -151,6 +171,13 @@ class PagePool:
             target = pages[number] * PAGE + offset
             self.memory[:, target : target + count] = rows[:, done : done + count]
             done += count
+
+
+def _runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first page and the length of each run of neighbours among pages."""
+    for _, run in groupby(enumerate(sorted(pages)), key=lambda own: own[1] - own[0]):
+        members = [page for _, page in run]
+        yield members[0], len(members)
 
 
 def _shaped(rows: Tensor, shape: torch.Size | None) -> Tensor:

@@ -1,7 +1,8 @@
-"""The pages of a pool by their use: unused, referred to by sequences, or idle.
+"""The pages of a pool by their use: unused, referred to by sequences, idle, or withdrawn.
 
 Idle pages are indexed, and no sequence refers to them. When their memory is needed, they move to
 host memory, and later they are dropped from there, with the states that are stored after them.
+Withdrawn pages have no memory: it was given back to the system.
 """
 
 from collections import OrderedDict
@@ -32,11 +33,37 @@ class Pages:
         self._free = list(range(pool.num_pages - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()  # indexed, unreferenced; oldest first
         self._references = [0] * pool.num_pages
+        self._withdrawn: list[int] = []
 
     @property
     def num_free_pages(self) -> int:
         """The number of pages that can be given to a sequence now: unused and idle ones."""
         return len(self._free) + len(self._idle)
+
+    @property
+    def num_withdrawn(self) -> int:
+        """The number of pages whose memory was given back to the system."""
+        return len(self._withdrawn)
+
+    def withdraw(self, count: int) -> int:
+        """Give the memory of up to `count` free pages back; idle ones are evicted for it.
+
+        Return how many there were. `restore` makes them free again.
+        """
+        count = min(count, self.num_free_pages)
+        if count > len(self._free):
+            self._evict(count - len(self._free))
+        if pages := [self._free.pop() for _ in range(count)]:
+            self._host.claim(pages)
+            self.pool.give_back(pages)
+            self._withdrawn += pages
+        return count
+
+    def restore(self, count: int) -> int:
+        """Make up to `count` withdrawn pages free again, and return how many there were."""
+        count = min(count, len(self._withdrawn))
+        self._free += [self._withdrawn.pop() for _ in range(count)]
+        return count
 
     def _touch(self, page: int) -> None:
         """Mark an indexed page as the most recently used one.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from engine.cgroups import free_in_cgroups
 from engine.compiled.compiler import bytes_to_compile
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
@@ -20,9 +21,6 @@ LOADING_SHARE = (
     0.97  # of the free RAM while a model is loaded: the rest is for what planning misses
 )
 CPU_DEVICE_SHARE = 0.8  # of the free RAM where it is the device: the page cache needs some too
-
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_memory(device: Device, *, compiles: bool = False) -> Memory:
@@ -107,7 +105,7 @@ def resident_bytes() -> int:
 
 def free_ram() -> int:
     """Return the bytes of RAM that this process could take now, within its memory cgroups."""
-    return min([_free_ram(), *_free_in_cgroups()])
+    return min([_free_ram(), *free_in_cgroups()])
 
 
 def _free_ram() -> int:
@@ -115,36 +113,3 @@ def _free_ram() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise ModelError("/proc/meminfo has no MemAvailable: use Linux 3.14 or newer")
-
-
-def _free_in_cgroups() -> Iterator[int]:
-    """Yield the bytes left in this process's memory cgroup and each above it.
-
-    The page cache counts as free.
-    """
-    for line in OWN_CGROUPS.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            yield from _free_up_from(CGROUPS / "memory", path, "memory.limit_in_bytes", "total_rss")
-        elif not controllers:  # version 2; above memory.high processes are slowed down
-            for limit in ("memory.max", "memory.high"):
-                yield from _free_up_from(CGROUPS, path, limit, "anon")
-
-
-def _free_up_from(mount: Path, path: str, limit: str, anonymous: str) -> Iterator[int]:
-    """Yield the bytes left in each group with a limit, from `path` up to the mount.
-
-    `path` may be the host's name of a group that a container sees as the mount itself.
-
-    Args:
-        limit: the file of a group's limit.
-        anonymous: the key of its memory.stat for memory that cannot be given up.
-    """
-    group = mount / path.lstrip("/")
-    for folder in [group, *group.parents]:
-        if (folder / limit).exists() and (text := (folder / limit).read_text().strip()) != "max":
-            lines = (folder / "memory.stat").read_text().splitlines()
-            used = dict(line.split() for line in lines)[anonymous]
-            yield int(text) - int(used)
-        if folder == mount:
-            return

@@ -1,7 +1,8 @@
 """Plans for a loaded model whose memory has become less or more: which layers move, and where to.
 
-Layers leave the device for RAM, or for the disk where RAM has no room, and come back. KV pages,
-states, the head and the buffers of a pass stay as they were planned at load. Layers move in a fixed
+Layers leave the device for RAM, or for the disk where RAM has no room, and come back. Where that is
+not enough and the device computes in RAM, there are fewer KV pages. States, the head and the
+buffers of a pass stay as they were planned at load. Layers move in a fixed
 order, so that two plans differ only in the layers that one of them has more of, and each number of
 resident layers is spread over the depth of the model, as in a plan that is made at load.
 """
@@ -9,8 +10,9 @@ resident layers is spread over the depth of the model, as in a plan that is made
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from engine.kv.page_pool import PAGE
 from engine.planning.footprint import Demand
-from engine.planning.plan import DEFAULT_SLOTS, DISK_STAGING, Plan
+from engine.planning.plan import DEFAULT_SLOTS, DISK_STAGING, SHORTEST_CONTEXT, Plan
 from engine.spec import ModelSpec, Tier
 from engine.streaming.slots import ring_bytes, ring_slots
 
@@ -95,7 +97,9 @@ class Replanner:
         best = self.fit(take)
         if hold.shortage(now):
             return best
-        counts = [(p.tiers.count("resident"), -p.tiers.count("disk")) for p in (best, now)]
+        counts = [
+            (p.tiers.count("resident"), -p.tiers.count("disk"), p.num_pages) for p in (best, now)
+        ]
         has_more = all(ours >= theirs for ours, theirs in zip(*counts, strict=True))
         return best if has_more and counts[0] != counts[1] else now
 
@@ -103,7 +107,7 @@ class Replanner:
         """Return the plan with the most resident layers that fit, and then the most in RAM.
 
         Layers are where they were at the load, or in memory that is slower. Where too little is
-        left of a kind of memory, no layers are in it.
+        left of a kind of memory, no layers are in it, and then there are fewer KV pages.
         """
         count, waiting = len(self._order), 0
         while count and room.shortage(self._with_tiers(self._tiers(count, 0))).keys() & _OF_DEVICE:
@@ -114,11 +118,27 @@ class Replanner:
             if not waiting:
                 break
             waiting -= 1
-        return self._with_tiers(self._tiers(count, waiting))
+        plan = self._with_tiers(self._tiers(count, waiting))
+        over = room.shortage(plan)
+        return self._with_pages(plan, max(over.get(kind, 0) for kind in _OF_DEVICE))
 
-    def with_tiers(self, tiers: Sequence[Tier]) -> Plan:
-        """Return the plan with these tiers, which the stream has now."""
-        return self._with_tiers(tuple(tiers))
+    def with_tiers(self, tiers: Sequence[Tier], num_pages: int) -> Plan:
+        """Return the plan with these tiers and so many KV pages, which there are now."""
+        plan = self._with_tiers(tuple(tiers))
+        page = self._demand.host_page_bytes
+        lost = (plan.num_pages - num_pages) * page
+        return replace(plan, num_pages=num_pages, kv_bytes=plan.kv_bytes - lost)
+
+    def _with_pages(self, plan: Plan, over: int) -> Plan:
+        """Return a plan with so few KV pages that `over` bytes less are taken, if possible.
+
+        Only where the device computes in RAM, memory of single pages can be given back.
+        """
+        if plan.memory.has_own_memory or not over:
+            return plan
+        left = plan.num_pages - -(-over // self._demand.host_page_bytes)
+        least = min(SHORTEST_CONTEXT // PAGE, plan.num_pages)
+        return self.with_tiers(plan.tiers, max(left, least))
 
     def _is_in(self, number: int, tier: Tier) -> bool:
         return all(self._loaded.tiers[unit] == tier for unit in self._units([number]))

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+from engine.cgroups import count_kills, let_die_first
 from engine.log_lines import LogLine, write_line
 from engine.messages import Inbound, Outbound
 from engine.process.pipe import PipeReader, PipeWriter
@@ -42,6 +43,7 @@ class Child:
             on_message: is called in the event loop with each message of the process. Its log lines
                 are no messages: they are logged here.
         """
+        self._kills_before = count_kills()
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         self._process = context.Process(
@@ -55,6 +57,7 @@ class Child:
             raise
         finally:
             theirs.close()  # else the end of the process would not close the pipe
+        let_die_first(self.pid)
         # At exit multiprocessing sends SIGTERM, which the process ignores, and waits for ever.
         atexit.register(self.kill)
         self._connection = ours
@@ -100,6 +103,11 @@ class Child:
         assert code is not None, "the process has been joined"
         return code
 
+    @property
+    def had_no_memory(self) -> bool:
+        """Whether the kernel has ended a process of the cgroup since this one was started."""
+        return count_kills() > self._kills_before
+
     async def close(self) -> None:
         """End the process if it is running, wait for its end, and release its resources."""
         self._stop_reading()
@@ -139,10 +147,19 @@ class Child:
                 os.kill(self.pid, number)
 
 
-def explain_exit(code: int) -> str:
-    """Return an exit code in words, with its likely cause."""
+def explain_exit(code: int, *, had_no_memory: bool = False) -> str:
+    """Return an exit code in words, with its cause or its likely cause.
+
+    Args:
+        had_no_memory: whether the kernel has ended a process of its cgroup for lack of memory.
+    """
     if code >= 0:
         return f"exit code {code}, see the last lines on stderr"
+    if code == -signal.SIGKILL and had_no_memory:
+        return (
+            "SIGKILL by the kernel: the memory limit of its cgroup was reached. The next plan fits "
+            "what is left; before a limit is lowered, lower that of the model, or set memory.high"
+        )
     number = -code
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == signal.SIGKILL:

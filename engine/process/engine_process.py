@@ -251,7 +251,9 @@ class EngineProcess:
                 self._set_state("restarting")
             ending = asyncio.create_task(child.exit_code())
             await asyncio.wait({ending}, timeout=EXIT_CODE_S)
-            reason = explain_exit(ending.result()) if ending.done() else "its pipe was closed"
+            reason = "its pipe was closed"
+            if ending.done():
+                reason = explain_exit(ending.result(), had_no_memory=child.had_no_memory)
             died = self._stalled or f"The engine process ended ({reason})."
             self._fail_running(died, "engine_died")
         finally:

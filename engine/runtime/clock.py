@@ -47,7 +47,7 @@ class Clock:
         Args:
             events: the results of the step.
         """
-        stats, before = self._loaded.stream.stats, self._before
+        stats, before, cache = self._loaded.stream.stats, self._before, self._loaded.cache
         policy, draft_stats = self._loaded.drafting.policy, self._loaded.drafting.take_stats()
         draft, ahead = self._seconds["draft"], draft_stats.ahead_seconds
         seconds = time.perf_counter() - self._start - draft
@@ -75,7 +75,7 @@ class Clock:
             draft_ms=draft * 1e3,
             pass_ms=seconds * 1e3,
             link_gbps=link_bytes / (draft + seconds) / 1e9,  # weights travel while drafting too
-            free_pages=self._loaded.cache.num_free_pages,
+            free_pages=cache.num_free_pages + cache.num_withdrawn,
             waiting=self._scheduler.num_waiting,
             prompt_rows=prompt_rows,
             drafted_by=tuple(draft_stats.drafted.items()),
@@ -86,5 +86,5 @@ class Clock:
             link_bytes=link_bytes,
             link_ms=max(own) * 1e3,  # both links work at the same time
             undrafted=draft_stats.undrafted,
-            states=self._loaded.cache.take_state_stats(),
+            states=cache.take_state_stats(),
         )

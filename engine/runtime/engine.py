@@ -59,7 +59,7 @@ class Engine:
         )
         self.auditor = Auditor(loaded)
         self.rechecks = loaded.rechecks
-        self.residence = Residence(loaded)
+        self.residence = Residence(loaded, self._scheduler.pause_youngest)
         self.saves = IdleSaves(loaded.cache)
         self._requests = Requests(loaded, self._scheduler, self.auditor, on_prompt)
         self._shortage = MemoryShortage(loaded, self._scheduler, self._requests)
@@ -141,6 +141,7 @@ class Engine:
             self._run(turns, events)
         events += self._shortage.recover(turns, events)
         self.rechecks.postpone()
+        self.residence.note_pass()
         return events
 
     def _run(self, turns: Sequence[Turn], events: Events) -> None:

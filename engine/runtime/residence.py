@@ -1,7 +1,9 @@
 """Weights that move between two passes, when memory gets short or there is more of it again.
 
 Requests are served meanwhile as always: their sequences only wait for the move. Resident and
-streamed units run through the same code with the same bits, so no answer changes.
+streamed units run through the same code with the same bits, so no answer changes. Where no more
+weights can leave, the memory of KV pages is given back: of unused ones, of idle ones, which the
+disk keeps, and then of sequences, which pause. The last one takes back the pages that it needs.
 """
 
 import gc
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 1.0  # between two looks at the memory
 # Units come back when there has been room for them for this long: loading them takes time.
 RETURN_SECONDS = 30.0
+# Without a pass, until what the allocator keeps of peaks is given back. It takes some milliseconds.
+QUIET_SECONDS = 2.0
 FAILED_SECONDS = 600.0  # after units could not be loaded, before others come back
 
 
@@ -44,26 +48,42 @@ class _Difference:
 class Residence:
     """The places of a loaded model's weights. One thread calls all methods, between passes.
 
+    Args:
+        pause_one: pauses a sequence, so that its KV pages are free; returns False if only one runs.
+
     Attributes:
         plan: where weights are now.
     """
 
-    def __init__(self, loaded: Loaded, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        pause_one: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.plan = loaded.replanner.loaded
         self._loaded = loaded
+        self._pause_one = pause_one
         self._clock = clock
         self._read: Callable[[Plan], Available] = partial(read_available, loaded.device)
         self._limits = LimitMemory()
         # None: when limits are set
         self._due: float | None = 0.0 if loaded.memory.replan else None
+        self._quiet_at: float | None = None  # when freed memory is given back; None: it has been
         self._free_since: float | None = None  # when there was first room for units to come back
         self._may_return_at = 0.0  # after units could not be loaded
         self._report: Replanned | None = None
+        self._noted_pages = self.plan.num_pages  # as the log says
         self._is_short = False  # whether the log says that no units are left which could leave
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until `run` looks at the memory again; None if it never does."""
-        return None if self._due is None else max(0.0, self._due - self._clock())
+        """Return the seconds until `run` has something to do; None if it never has."""
+        due = [own for own in (self._due, self._quiet_at) if own is not None]
+        return max(0.0, min(due) - self._clock()) if due else None
+
+    def note_pass(self) -> None:
+        """Note that a pass has ended, and another may follow."""
+        self._quiet_at = self._clock() + QUIET_SECONDS
 
     def limit(self, limits: LimitMemory) -> None:
         """Set limits, which hold from the next call of `run` on."""
@@ -71,22 +91,28 @@ class Residence:
 
     @torch.inference_mode()
     def run(self) -> None:
-        """Move units if that is due and memory is short, or has been free for some time."""
-        if self.seconds_until_due() != 0:
-            return
+        """Move units if that is due and memory is short, or has been free for some time.
+
+        Some seconds after the last pass, freed memory is given back to the system.
+        """
         now = self._clock()
+        if self._quiet_at is not None and now >= self._quiet_at:
+            self._quiet_at = None
+            give_back_freed()
+        if self._due is None or now < self._due:
+            return
         self._due = now + CHECK_SECONDS if self._loaded.memory.replan else None
+        self.plan = self._current()
         available = self._read(self.plan)
         hold, take = (self._room(available, shares) for shares in (HOLD, TAKE))
         plan = self._loaded.replanner.next_plan(self.plan, hold, take)
         shortage = hold.shortage(self.plan)
         if shortage:
             self._free_since = None
-            if plan.tiers != self.plan.tiers:
-                self._move(plan, "ram" if shortage.keys() & {"ram", "total"} else "device")
+            self._change(plan, "ram" if shortage.keys() & {"ram", "total"} else "device")
         elif self._may_return(plan, now):
             self._free_since = None
-            self._move(plan, "freed")
+            self._change(plan, "freed")
         self._note_shortage(hold.shortage(self.plan))
 
     def take_report(self) -> Replanned | None:
@@ -101,7 +127,7 @@ class Residence:
 
     def _may_return(self, plan: Plan, now: float) -> bool:
         """Return whether there has been room for the units of a plan for long enough."""
-        if plan.tiers == self.plan.tiers:
+        if (plan.tiers, plan.num_pages) == (self.plan.tiers, self.plan.num_pages):
             self._free_since = None
             return False
         if self._free_since is None:
@@ -120,10 +146,44 @@ class Residence:
             )
         self._is_short = bool(shortage)
 
-    def _move(self, plan: Plan, reason: Reason) -> None:
+    def _current(self) -> Plan:
+        """Return the plan as weights and KV pages are now: a sequence may take pages back."""
+        cache = self._loaded.cache
+        pages = cache.num_pages - cache.num_withdrawn
+        return self._loaded.replanner.with_tiers(self._loaded.stream.tiers, pages)
+
+    def _change(self, plan: Plan, reason: Reason) -> None:
+        """Move weights, and give KV pages back or take them back, as a plan says."""
+        began, before = self._clock(), self.plan
+        if plan.tiers != before.tiers:
+            self._move(plan)
+        self._set_num_pages(plan.num_pages)
+        self.plan = self._current()
+        has_moved = self.plan.tiers != before.tiers
+        if has_moved or plan.num_pages != self._noted_pages:
+            what = "Weights have moved" if has_moved else "The number of KV pages has changed"
+            self._noted_pages = plan.num_pages
+            self._take_note(what, reason, self._clock() - began)
+
+    def _set_num_pages(self, count: int) -> None:
+        """Give the memory of KV pages back until there are `count`, or take it back.
+
+        There are more if the last running sequence uses them.
+        """
+        cache = self._loaded.cache
+        missing = cache.num_pages - cache.num_withdrawn - count
+        if missing < 0:
+            cache.restore(-missing)
+            return
+        if cache.num_free_pages < missing:
+            self._loaded.drafting.reclaim()
+        while cache.num_free_pages < missing and self._pause_one():
+            pass
+        cache.withdraw(missing)
+
+    def _move(self, plan: Plan) -> None:
         """Move units as a plan says. Those that cannot be loaded stay on disk."""
         loaded, stream, before = self._loaded, self._loaded.stream, self.plan
-        began = self._clock()
         difference = self._difference(plan)
         loaded.drafting.detach(difference.layers)
         stream.pause()
@@ -142,10 +202,9 @@ class Residence:
             log.error("Weights that should come back are read from disk in each pass: %s", error)
             self._may_return_at = self._clock() + FAILED_SECONDS
         loaded.drafting.attach()
-        self.plan = loaded.replanner.with_tiers(stream.tiers)
+        self.plan = self._current()
         stream.resume(max(self.plan.slots, 1))
         self._expect_transfers(before)
-        self._take_note(reason, self._clock() - began)
 
     def _difference(self, plan: Plan) -> _Difference:
         pairs = [*enumerate(zip(self.plan.tiers, plan.tiers, strict=True))]
@@ -170,8 +229,8 @@ class Residence:
         ahead = sum(new[: self.plan.ring_slots]) / sum(new) if new else 0.0
         self._loaded.drafting.policy.passes.change_link(share, ahead)
 
-    def _take_note(self, reason: Reason, seconds: float) -> None:
-        """Log a move and keep its report."""
+    def _take_note(self, what: str, reason: Reason, seconds: float) -> None:
+        """Log a change and keep its report."""
         tiers, placed = self.plan.tiers, self._loaded.replanner.placed_bytes(self.plan)
         self._report = Replanned(
             reason=reason,
@@ -184,4 +243,4 @@ class Residence:
             "ram": "RAM is short",
             "freed": "there is more memory again",
         }[reason]
-        log.info("Weights have moved in %.1f s, because %s: %s", seconds, why, self.plan)
+        log.info("%s in %.1f s, because %s: %s", what, seconds, why, self.plan)

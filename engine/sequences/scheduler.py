@@ -243,18 +243,27 @@ class Scheduler:
             if sequence.status is Status.RUNNING and not self._reserve_pending(sequence):
                 self.reclaim()
             while sequence.status is Status.RUNNING and not self._reserve_pending(sequence):
-                youngest = self.running[-1]
-                http_id = youngest.request.message.http_id
-                log.info(
-                    "%s is paused: no KV pages are free",
-                    youngest.request_id,
-                    extra=of_request(http_id),
-                )
-                self._pause(youngest)
+                if self.pause_youngest() or self.cache.restore(1):
+                    continue
+                self._pause_for_pages(sequence)
 
     def _reserve_pending(self, sequence: TokenSequence) -> bool:
         """Reserve pages for a sequence's pending tokens. Return False if too few are free."""
         return self.cache.reserve(sequence.pages, sequence.num_pending)
+
+    def pause_youngest(self) -> bool:
+        """Pause the youngest running sequence if it is not the only one. Return whether it was."""
+        if len(self.running) < 2:
+            return False
+        self._pause_for_pages(self.running[-1])
+        return True
+
+    def _pause_for_pages(self, sequence: TokenSequence) -> None:
+        http_id = sequence.request.message.http_id
+        log.info(
+            "%s is paused: no KV pages are free", sequence.request_id, extra=of_request(http_id)
+        )
+        self._pause(sequence)
 
     def _pause(self, sequence: TokenSequence) -> None:
         self._stop(sequence)
@@ -294,6 +303,8 @@ class Scheduler:
         missing = self.cache.num_pages_to_open(known, salt) + spare
         missing += -(-len(sequence.tokens) // PAGE) - -(-len(known) // PAGE)
         missing -= self.cache.num_free_pages
+        if not self.running and missing > self.num_reclaimable():
+            missing -= self.cache.restore(missing)  # one sequence can always run
         if missing > self.num_reclaimable():
             return False
         if missing > 0:

@@ -120,7 +120,7 @@ class UnitFile:
 
     def evict(self, piece: range) -> None:
         """Drop a range of bytes from the page cache."""
-        os.posix_fadvise(self._cached.descriptor, piece.start, len(piece), os.POSIX_FADV_DONTNEED)
+        self._cached.evict(piece.start, len(piece))
 
     def _read_direct(self, flat: memoryview, offset: int) -> int:
         """Fill the start of `flat` by direct reads, and return how many bytes were read.

@@ -21,9 +21,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,12 +37,14 @@ from engine.cache_files import (
 from engine.errors import ModelError
 from engine.messages import LoadProgress, ReportProgress
 from engine.streaming.disk import PIECE_BYTES, UnitFile, direct_is_faster, split_pieces
-from engine.weights.layout import Field, UnitLayout, UnitReader
+from engine.streaming.packed_index import format_index, parse_index
+from engine.streaming.unwritten import UnwrittenUnits
+from engine.weights.first_reads import sum_words
+from engine.weights.layout import UnitLayout, UnitReader
 from engine.weights.open_file import OpenFile
 
 log = logging.getLogger(__name__)
 
-LAYOUT_VERSION = 2  # of index.json, units and pieces; entries of another version are packed again
 RECHECKED_BYTES = 1 << 20  # bytes that `recheck` reads at a time; it can stop after each
 
 
@@ -59,7 +59,8 @@ class PackedUnits(UnitReader):
     Args:
         key: the key that the folder must have been packed with; None: any key.
         source: the reader that the units were packed from. A single unit that is missing or damaged
-            is packed from it again. If it is None, damage is an error.
+            is packed from it again. Where that cannot be written, the unit is made from it whenever
+            it is read. If it is None, damage is an error.
 
     The constructor raises `ModelError` if the folder is not completely packed, or was packed from
     another model.
@@ -72,13 +73,14 @@ class PackedUnits(UnitReader):
         self.num_repaired = 0  # units that were packed again
         self._source = source
         self._repair_lock = threading.Lock()  # held while the files of units are replaced
-        self._files: list[UnitFile] = []
+        self._files: dict[int, UnitFile] = {}  # without units that were missing and unwritten
+        self._unwritten = UnwrittenUnits()
         self._index = OpenFile(folder / INDEX, os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(self._index.descriptor, fcntl.LOCK_SH)
             with suppress(OSError):  # a cache without write permission can still be read
                 os.utime(folder / INDEX)  # when the entry was last used
-            self.key, self.layouts, self._checksums = _parse_index(self._index)
+            self.key, self.layouts, self._checksums = parse_index(self._index)
             if key is not None and self.key != key:
                 raise ModelError(f"{folder / INDEX}: packed for another model or version")
             if source is not None and not source.has_units(self.layouts):
@@ -86,7 +88,7 @@ class PackedUnits(UnitReader):
             # By unit and piece: the sum of the words that had the right checksum.
             self._sums: list[list[int | None]] = [[None] * len(own) for own in self._checksums]
             for unit in range(len(self.layouts)):
-                self._files.append(self._open_unit(unit))
+                self._open_unit(unit)
         except ModelError:
             self.close()
             raise
@@ -102,7 +104,8 @@ class PackedUnits(UnitReader):
     def read_piece(self, index: int, piece: range, memory: Tensor) -> None:
         """Fill `memory` with a piece. If the piece is damaged, pack its unit again first.
 
-        Raises `ModelError` if that is not possible or does not help.
+        If the unit cannot be written, it is made in memory. Raises `ModelError` if it cannot be
+        made, or if that does not help.
         """
         damage = self._read(index, piece, memory)
         if damage is None:
@@ -114,13 +117,17 @@ class PackedUnits(UnitReader):
         with self._repair_lock:
             if self._read(index, piece, memory) is None:
                 return  # another thread has repaired it
-            self._pack_again(index, damage)
-            if (still := self._read(index, piece, memory)) is not None:
+            made = self._unwritten.made(index) if self._unwritten.must_wait(index) else None
+            if made is None:
+                made = self._pack_again(index, damage)
+            if made is not None:
+                memory.copy_(made[piece.start : piece.stop])
+            elif (still := self._read(index, piece, memory)) is not None:
                 raise ModelError(_damaged_again(still))
 
     def prepare(self, indices: Sequence[int]) -> None:
         """Read these units directly from now on if a measurement, of under 1 s, finds it faster."""
-        files = [self._files[index] for index in indices]
+        files = [self._files[index] for index in indices if index in self._files]
         if direct_is_faster(files):
             for file in files:
                 file.use_direct()
@@ -135,9 +142,12 @@ class PackedUnits(UnitReader):
         piece is damaged and cannot be repaired. Then each later read compares the checksum, until
         one is right.
         """
+        if (damage := self._unwritten.damage(index)) is not None:
+            with self._repair_lock:
+                self._repair(index, damage)
+            return True
         file, checksum = self._files[index], 0
         memory = _allocate_pages(min(RECHECKED_BYTES, len(piece)))
-        damage = None
         try:
             for first in range(piece.start, piece.stop, RECHECKED_BYTES):
                 if not is_wanted():
@@ -153,7 +163,7 @@ class PackedUnits(UnitReader):
         if damage is not None:
             with self._repair_lock:
                 self._sums[index][number] = None
-                self._pack_again(index, damage)
+                self._repair(index, damage)
         return True
 
     @property
@@ -163,11 +173,11 @@ class PackedUnits(UnitReader):
 
     def close(self) -> None:
         """Close the files and release the lock."""
-        for file in self._files:
+        for file in self._files.values():
             file.close()
         self._index.close()
 
-    def _open_unit(self, index: int) -> UnitFile:
+    def _open_unit(self, index: int) -> None:
         """Open the file of a unit; pack the unit again if it is missing or has another size."""
         path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
         try:
@@ -179,14 +189,17 @@ class PackedUnits(UnitReader):
             damage = f"{path}: {found}, expected {nbytes}"
             if self._source is None:
                 raise ModelError(f"{damage}. Remove {self.folder}")
-            self._write_again(index, damage)
-        return UnitFile(path)
+            if self._write_again(index, damage) is not None:
+                return
+        self._files[index] = UnitFile(path)
 
     def _read(self, index: int, piece: range, memory: Tensor) -> str | None:
         """Read a piece into `memory`. Return a description of its damage, or None if there is none.
 
         The checksum is compared unless the words have the sum that they had when it was right.
         """
+        if (damage := self._unwritten.damage(index)) is not None:
+            return damage
         file, number = self._files[index], piece.start // PIECE_BYTES
         try:
             file.read(memory, piece.start)
@@ -194,21 +207,28 @@ class PackedUnits(UnitReader):
             if self._source is None or not self._index.is_open:
                 raise
             return str(error)
-        found = _sum_words(memory)
+        found = sum_words(memory.numpy().data)
         if found != self._sums[index][number]:
             if zlib.crc32(memory.numpy().data) != self._checksums[index][number]:
                 return _wrong_checksum(file)
             self._sums[index][number] = found
         return None
 
-    def _pack_again(self, index: int, damage: str) -> None:
+    def _repair(self, index: int, damage: str) -> None:
+        """Replace the file of a unit. Raises `ModelError` if it cannot be written now."""
+        if self._unwritten.must_wait(index) or self._pack_again(index, damage) is not None:
+            raise ModelError(_cannot_be_written(damage, self._unwritten.reason(index)))
+
+    def _pack_again(self, index: int, damage: str) -> Tensor | None:
         """Replace the file of a unit and check what has reached the disk.
 
         Reads that are running go on with the old file, which is closed when the last of them ends.
+        Return the bytes of the unit if they could not be written.
         """
-        self._write_again(index, damage)
-        old, file = self._files[index], UnitFile(self.folder / unit_name(index))
-        if old.is_direct and file.open_direct():
+        if (made := self._write_again(index, damage)) is not None:
+            return made
+        old, file = self._files.get(index), UnitFile(self.folder / unit_name(index))
+        if old is not None and old.is_direct and file.open_direct():
             file.use_direct()
         memory = _allocate_pages(PIECE_BYTES)
         sums: list[int | None] = []
@@ -217,13 +237,20 @@ class PackedUnits(UnitReader):
             file.read_stored(part, piece.start)
             if zlib.crc32(part.numpy().data) != checksum:
                 raise ModelError(_damaged_again(_wrong_checksum(file)))
-            sums.append(_sum_words(part))
+            sums.append(sum_words(part.numpy().data))
         self._files[index], self._sums[index] = file, sums
+        if self._unwritten.remove(index):
+            log.info("%s: written again", file.path)
+        return None
 
-    def _write_again(self, index: int, damage: str) -> None:
-        """Pack a unit from the source again. Raises `ModelError` if its bytes have changed."""
+    def _write_again(self, index: int, damage: str) -> Tensor | None:
+        """Pack a unit from the source again. Return its bytes if they could not be written.
+
+        Raises `ModelError` if they cannot be made or have changed.
+        """
         assert self._source is not None, "without a source, damage is an error"
-        log.warning("%s. The unit is packed again", damage)
+        if self._unwritten.damage(index) is None:
+            log.warning("%s. The unit is packed again", damage)
         path, nbytes = self.folder / unit_name(index), self.layouts[index].nbytes
         buffer = _allocate_pages(self._source.layouts[index].nbytes)
         try:
@@ -239,12 +266,21 @@ class PackedUnits(UnitReader):
                 "server: it packs all of the model again"
             )
         try:
-            replace_file(path, memory)
+            if not self._unwritten.must_wait(index):
+                replace_file(path, memory)
+                self.num_repaired += 1
+                return None
         except OSError as error:
-            raise ModelError(
-                f"{damage}, and cannot be written again: {error.strerror or error}"
-            ) from error
-        self.num_repaired += 1
+            reason = error.strerror or str(error)
+            if self._unwritten.add(index, damage, reason):
+                log.warning(
+                    "%s. Each pass makes the unit from the checkpoint, which takes longer, until it"
+                    " can be written. Free some space, or let the server write to %s",
+                    _cannot_be_written(damage, reason),
+                    self.folder,
+                )
+        self._unwritten.keep(index, made)
+        return made
 
 
 def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -> PackedUnits:
@@ -280,23 +316,16 @@ def _write_units(reader: UnitReader, partial: Path, key: str, progress: ReportPr
     """Write all units, and then the index, into the folder `partial`."""
     sizes = [layout.nbytes for layout in reader.layouts]
     buffer = _allocate_pages(max(sizes))
-    units: list[dict[str, Any]] = []
+    units: list[tuple[UnitLayout, list[int]]] = []
     done = 0
     for index, size in enumerate(sizes):
         layout, made = reader.make(index, buffer)
         memory = made.numpy().data
         write_file(partial / unit_name(index), memory)
-        units.append({**_format_layout(layout), "crc32": _checksums(memory, layout.nbytes)})
+        units.append((layout, _checksums(memory, layout.nbytes)))
         done += size
         progress(LoadProgress("packing", done, sum(sizes)))
-    index_text = json.dumps(
-        {
-            "version": LAYOUT_VERSION,
-            "key": key,
-            "units": units,
-            "crc32": _index_checksum(key, units),
-        }
-    )
+    index_text = format_index(key, units)
     sync_folder(partial)
     write_file(partial / INDEX, memoryview(index_text.encode()))
     sync_folder(partial)
@@ -312,41 +341,12 @@ def _checksums(memory: memoryview, nbytes: int) -> list[int]:
     return [zlib.crc32(memory[piece.start : piece.stop]) for piece in split_pieces(nbytes)]
 
 
-def _sum_words(memory: Tensor) -> int:
-    """Return the sum of memory (uint8, whole pages) as 64-bit words, which any flipped bit changes.
-
-    numpy adds them in the calling thread, and torch's threads stay free for the pass.
-    """
-    return int(np.add.reduce(memory.numpy().view(np.uint64)))
-
-
-def _index_checksum(key: str, units: list[dict[str, Any]]) -> int:
-    return zlib.crc32(json.dumps([key, units]).encode())
-
-
-def _parse_index(file: OpenFile) -> tuple[str, list[UnitLayout], list[list[int]]]:
-    """Return the key, and the layouts and checksums of all units. Raises `ModelError`."""
-    try:
-        text = bytearray(file.nbytes)
-        file.read(memoryview(text), 0)
-        index = json.loads(text)
-        if index["version"] != LAYOUT_VERSION:
-            raise ModelError(f"{file.path}: packed for another model or version")
-        key, units = str(index["key"]), index["units"]
-        if index["crc32"] != _index_checksum(key, units):
-            raise ValueError("its own checksum is wrong")
-        layouts = [_parse_layout(unit) for unit in units]
-        checksums = [list(map(int, unit["crc32"])) for unit in units]
-        for layout, sums in zip(layouts, checksums, strict=True):
-            if len(sums) != len(split_pieces(layout.nbytes)):
-                raise ValueError(f"{layout.name}: not one checksum for each piece")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file.path}: corrupt ({error!r}). Remove {file.path.parent}") from error
-    return key, layouts, checksums
-
-
 def _wrong_checksum(file: UnitFile) -> str:
     return f"{file.path}: wrong checksum: the file was damaged"
+
+
+def _cannot_be_written(damage: str, reason: str) -> str:
+    return f"{damage}, and cannot be written again: {reason}"
 
 
 def _damaged_again(damage: str) -> str:
@@ -363,19 +363,3 @@ def _check_space(root: Path, total: int) -> None:
             f"{root}: packing needs {total / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. Free some "
             "space (`understudy prune`) or set UNDERSTUDY_CACHE to a larger disk"
         )
-
-
-def _format_layout(layout: UnitLayout) -> dict[str, Any]:
-    fields = [
-        [field.name, str(field.dtype).removeprefix("torch."), list(field.shape), field.offset]
-        for field in layout.fields
-    ]
-    return {"name": layout.name, "nbytes": layout.nbytes, "fields": fields}
-
-
-def _parse_layout(unit: dict[str, Any]) -> UnitLayout:
-    fields = tuple(
-        Field(name, getattr(torch, dtype), tuple(shape), offset)
-        for name, dtype, shape, offset in unit["fields"]
-    )
-    return UnitLayout(unit["name"], fields, unit["nbytes"])

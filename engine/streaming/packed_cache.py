@@ -24,7 +24,8 @@ from engine.cache_files import (
 )
 from engine.errors import ModelError
 from engine.messages import ReportProgress
-from engine.streaming.packed import LAYOUT_VERSION, PackedUnits, pack
+from engine.streaming.packed import PackedUnits, pack
+from engine.streaming.packed_index import LAYOUT_VERSION
 from engine.weights.layout import UnitReader
 from engine.weights.shards import has_files
 

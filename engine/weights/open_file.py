@@ -72,6 +72,10 @@ class OpenFile:
                 )
             done += count
 
+    def evict(self, offset: int, nbytes: int) -> None:
+        """Drop a range of bytes from the page cache, as far as no program has mapped them."""
+        os.posix_fadvise(self.descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
     def _state(self) -> tuple[int, int]:
         """Return the size and the time of the last change."""
         status = os.fstat(self.descriptor)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.errors import ModelError, shown
 from engine.files import POINTER, parse_object, pointer_error
+from engine.weights.first_reads import FirstReads
 from engine.weights.open_file import OpenFile
 from engine.weights.shards import AGAIN, INDEX_NAME, SINGLE_NAME, read_index
 
@@ -76,6 +77,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[Path, OpenFile] = {}
+        self._first_reads = FirstReads()
         self.tensors: Mapping[str, StoredTensor] = self._read_headers()
 
     def close(self) -> None:
@@ -90,13 +92,13 @@ class Checkpoint:
     def read(self, stored: StoredTensor, out: Tensor) -> None:
         """Fill `out` (CPU, contiguous, `stored.nbytes` bytes) with the stored bytes.
 
-        Raises `ModelError` if the file was changed since it was opened.
+        Raises `ModelError` if the file was changed since it was opened, or gives other bytes than
+        at the first read.
         """
         memory = out.view(-1).view(torch.uint8).numpy().data
         assert len(memory) == stored.nbytes, (stored, len(memory))
         file = self._files[stored.file]
-        file.read(memory, stored.offset)
-        file.check_unchanged()
+        self._first_reads.read(file, memory, stored.offset)
 
     def load(self, stored: StoredTensor) -> Tensor:
         """Return the stored tensor in new memory, with its stored dtype and shape."""

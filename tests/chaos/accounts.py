@@ -1,10 +1,18 @@
-"""What a server holds while it rests, and what it holds more than at an earlier rest."""
+"""What a server holds while it rests, and what it holds more than at an earlier rest.
+
+Two kinds of growth are judged. After acts in which things are broken, a process may keep what its
+allocators had at a peak, so that growth has some slack. Between plain requests, memory that grows
+steadily has none: the slope is the median of those between all pairs of accounts of the later half,
+which neither a warm-up nor a single block of an allocator changes (Theil and Sen's estimator).
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 from benchmarks.hostile_clients.process_memory import (
     read_proportional_bytes,
@@ -19,6 +27,7 @@ ITEMS_PER_REQUEST = 0.001  # of descriptors, threads and files
 # What allocators keep of a peak, and pools of threads and workers that grow to their size.
 SLACK_BYTES = 20 * MB
 SLACK_ITEMS = 8
+FEWEST = 5  # accounts of which a steady growth is seen
 MEMORY = ("front end", "engine", "text")
 
 
@@ -70,6 +79,35 @@ def find_leaks(accounts: Sequence[Account]) -> list[Leak]:
             if growth > bound:
                 found.append(Leak(what, growth, bound, requests))
     return found
+
+
+def find_steady_leaks(accounts: Sequence[Account]) -> list[Leak]:
+    """Return what memory grew too much, steadily, over accounts between plain requests.
+
+    The figures are those for 1,000 requests. Fewer than `FEWEST` accounts of one process show
+    nothing.
+    """
+    found = []
+    for what in MEMORY:
+        slope = steady_growth(accounts, what)
+        if slope is not None and slope > BYTES_PER_REQUEST:
+            found.append(Leak(what, 1000 * slope, 1000 * BYTES_PER_REQUEST, 1000))
+    return found
+
+
+def steady_growth(accounts: Sequence[Account], what: str) -> float | None:
+    """Return by how many bytes a process grew with each request in the later half of accounts.
+
+    None: another process, or too few accounts.
+    """
+    own = [account for account in accounts if what in account.amounts]
+    later = own[len(own) // 2 :]
+    if len(later) < FEWEST or len({account.owners[what] for account in later}) > 1:
+        return None
+    return median(
+        (after.amounts[what] - before.amounts[what]) / (after.requests - before.requests)
+        for before, after in combinations(later, 2)
+    )
 
 
 def growths(accounts: Sequence[Account]) -> list[tuple[str, int, float]]:

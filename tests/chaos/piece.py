@@ -17,17 +17,36 @@ import httpx
 
 from benchmarks.hostile_clients.hostile_swarm import Sent, hostile_swarm
 from benchmarks.hostile_clients.witnesses import find_faults, measure_pages
-from tests.chaos.accounts import SHARED_MEMORY, Account, find_leaks, growths, take_account
+from tests.chaos.accounts import (
+    MEMORY,
+    SHARED_MEMORY,
+    Account,
+    find_leaks,
+    find_steady_leaks,
+    growths,
+    steady_growth,
+    take_account,
+)
 from tests.chaos.faults import Faults
 from tests.chaos.processes import find_processes
 from tests.chaos.schedule import KINDS, Act, make_acts
 from tests.chaos.stage import IDLE_UNLOAD_S, MODELS, Stage, staged
-from tests.chaos.witnesses import Known, Witness, choose_questions, fault_of, record
+from tests.chaos.witnesses import (
+    Known,
+    Witness,
+    ask_plainly,
+    choose_questions,
+    fault_of,
+    record,
+)
 
 WITNESSES = 5
 HOSTILE = 6
 RECOVERED = 5  # questions whose right answers show that the server has recovered
-OVERHEAD_S = 190.0  # of a piece, for its quiet run and its rests
+PLAIN_S = 90.0  # of plain requests, between which memory is measured,
+PLAIN_BATCH = 100  # and so many between two accounts
+PLAIN_REST_S = 4.0  # in which the engine gives back what its allocator has kept
+OVERHEAD_S = 190.0 + PLAIN_S  # of a piece, for its quiet run, its rests and plain requests
 LEAST_SHARE = 0.3  # of a piece, for its acts
 MOST_UNLOADED_BYTES = 300_000_000  # of a server without a model
 SHOWN = 12  # failures of one act that are kept
@@ -112,6 +131,7 @@ class _Piece:
         self._record = record_
         self._say = say
         self._accounts: list[Account] = []
+        self._accounts_of_plain: list[Account] = []
         self._known: Known = {}
         self._url = f"http://127.0.0.1:{stage.demo.address.port}/v1"
         self._quiet_pages = 0.0
@@ -126,7 +146,12 @@ class _Piece:
         for act in acts:
             self._play(act)
         self._record.leaks += map(str, find_leaks(self._accounts))
+        self._record.leaks += map(str, find_steady_leaks(self._accounts_of_plain))
         self._record.growths = growths(self._accounts)
+        for what in MEMORY:
+            slope = steady_growth(self._accounts_of_plain, what)
+            if slope is not None:
+                self._record.growths.append((what, 1000, 1000 * slope))
 
     def _play(self, act: Act) -> None:
         began = time.monotonic()
@@ -138,6 +163,8 @@ class _Piece:
         own += asyncio.run(self._recover(act))
         own += [f"resting: {fault}" for fault in find_faults(self._stage.demo, self._quiet_pages)]
         self._account()
+        if act.is_calm and not self._accounts_of_plain:
+            self._load_plainly()
         if act.unloads:
             own += self._await_unload()
         place = f"seed {self._seed}, act {act.number}"
@@ -188,6 +215,16 @@ class _Piece:
 
     def _count(self, sent: Sent) -> None:
         self._record.requests += sent.requests
+
+    def _load_plainly(self) -> None:
+        """Send plain requests for some time, and take an account after each hundred."""
+        until, sent = time.monotonic() + PLAIN_S, 0
+        while time.monotonic() < until:
+            sent += asyncio.run(ask_plainly(self._url, sent, PLAIN_BATCH, WITNESSES))
+            time.sleep(PLAIN_REST_S)
+            pid = self._stage.demo.address.pid
+            self._accounts_of_plain.append(take_account(pid, sent, {}))
+        self._record.requests += sent
 
     def _account(self) -> None:
         folders = {name: self._stage.disk / name for name in ("cache", "tmp", "state")}

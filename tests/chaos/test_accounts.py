@@ -1,6 +1,7 @@
 """Leaks, and which answers of witnesses are failures."""
 
 import os
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,7 +11,9 @@ from tests.chaos.accounts import (
     SLACK_ITEMS,
     Account,
     find_leaks,
+    find_steady_leaks,
     growths,
+    steady_growth,
     take_account,
 )
 from tests.chaos.witnesses import AFTER_S, Attempt, Verdict, Window, fault_of
@@ -44,6 +47,33 @@ def test_growth_above_the_bound_is_a_leak_with_its_figures() -> None:
     assert str(memory) == ("engine grew by 26.0 MB in 5000 requests, at most 25.0 are allowed")
     assert (threads.what, threads.growth) == (THREADS, 6 + SLACK_ITEMS)
     assert growths(accounts) == [("engine", 5000, grown), (THREADS, 5000, 6 + SLACK_ITEMS)]
+
+
+def _plain(memory: Sequence[float], engine: int = 1) -> list[Account]:
+    """Return accounts after each 50 requests with so many MB."""
+    pairs = enumerate(memory)
+    return [
+        Account(50 * number, {"engine": MB * mb}, {"engine": engine if number else 0})
+        for number, mb in pairs
+    ]
+
+
+def test_memory_that_grows_steadily_is_a_leak() -> None:
+    for slope in (0.9, 1.1):  # MB for 1,000 requests
+        found = find_steady_leaks(_plain([100 + slope * number / 20 for number in range(20)]))
+        assert [leak.what for leak in found] == (["engine"] if slope > 1 else [])
+    assert "engine grew by 1.1 MB in 1000 requests, at most 1.0 are allowed" in str(found[0])
+    # Allocators take memory in blocks: each second account has one more of them.
+    assert find_steady_leaks(_plain([100 + number // 2 * 0.12 for number in range(24)]))
+
+
+def test_a_warm_up_and_single_blocks_are_no_steady_growth() -> None:
+    warm = [100, 110, 117, 120, 121, 121.5, *[122] * 4]
+    assert find_steady_leaks(_plain([*warm, *[122] * 8, 126, 126])) == []
+    assert find_steady_leaks(_plain([*warm, 126, *[126] * 9])) == []
+    assert steady_growth(_plain([100, 110, 120]), "engine") is None
+    others = _plain([100.0 + number for number in range(9)])
+    assert steady_growth([*others, *_plain([500, 501, 502], engine=2)], "engine") is None
 
 
 def test_another_process_is_no_growth() -> None:

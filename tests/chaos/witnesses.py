@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
@@ -108,6 +109,28 @@ async def record(url: str, model: str, asked: Sequence[Question], slots: int) ->
     async with _client(url) as client:
         await asyncio.gather(*(work(client) for _ in range(slots)))
     return known
+
+
+async def ask_plainly(url: str, first: int, count: int, slots: int) -> int:
+    """Ask `count` short questions, numbered from `first` on, and return how many were answered."""
+    numbers, answered = iter(range(first, first + count)), 0
+
+    async def work(client: httpx.AsyncClient) -> None:
+        nonlocal answered
+        for number in numbers:
+            body = {
+                "messages": [{"role": "user", "content": f"Question {number}: how are you?"}],
+                "max_tokens": 4,
+                "seed": number,
+                "stream": number % 2 == 0,
+            }
+            with suppress(httpx.TransportError):
+                answer = await client.post("/chat/completions", json=body)
+                answered += answer.status_code == httpx.codes.OK
+
+    async with _client(url) as client:
+        await asyncio.gather(*(work(client) for _ in range(slots)))
+    return answered
 
 
 class Witness:

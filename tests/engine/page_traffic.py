@@ -259,7 +259,9 @@ def check_pages(cache: KVCache, tables: Sequence[PageTable]) -> None:
     """Check that each page is free, idle, owned or stored, and that indexed pages can be found."""
     owners = Counter(page for table in tables for page in table.pages)
     assert [owners[page] for page in range(cache.num_pages)] == cache._references
-    assert sorted([*owners, *cache._free, *cache._idle]) == list(range(cache.num_pages))
+    assert sorted([*owners, *cache._free, *cache._idle, *cache._withdrawn]) == list(
+        range(cache.num_pages)
+    )
     last = cache.num_pages + len(cache._host._free) + cache.num_host_pages
     assert sorted([*cache._host._free, *cache._host._stored]) == list(range(cache.num_pages, last))
     for table in tables:

@@ -61,7 +61,7 @@ class Block:
         return BlockName(self.kind, self.parent, self.hash, self.number, len(self.tokens))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BlockName:
     """What the name of a file says about its block; `count` is the number of its tokens."""
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ MOST_SLACK = 256 << 20  # and at most so many bytes
 STALE_S = 600.0  # the age at which an unfinished file was left behind by a process that died
 
 
-@dataclass
+@dataclass(slots=True)  # there may be some ten thousands
 class _File:
     """The file of a block."""
 
@@ -81,8 +82,9 @@ class KVFolder:
         self._limit = limit
         self._clock = clock
         self._files: dict[bytes, _File] = {}
-        # States and partial pages, by the hash of the tokens before them.
-        self._rests: dict[bytes, tuple[BlockName, ...]] = {}
+        # How many states and partial pages there are of each number of tokens, by the hash of the
+        # tokens before them. Many chats may begin at the same place. Counters are never changed.
+        self._rests: dict[bytes, Counter[tuple[Kind, int]]] = {}
         self._lock = threading.Lock()  # of the sums, and of changes of `_rests`
         self._nbytes = self._other_bytes = 0
         self._list(self._other_folders())
@@ -96,10 +98,10 @@ class KVFolder:
         """Return whether there is a block with this hash."""
         return name in self._files
 
-    def rests(self, parent: bytes, kind: Kind) -> list[BlockName]:
-        """Return the states or partial pages after the tokens of this hash, the longest first."""
-        found = [name for name in self._rests.get(parent, ()) if name.kind == kind]
-        return sorted(found, key=lambda name: -name.count)
+    def rest_lengths(self, parent: bytes, kind: Kind) -> list[int]:
+        """Return the tokens of states or partial pages after those of this hash, longest first."""
+        found = [count for own, count in self._rests.get(parent, ()) if own == kind]
+        return sorted(found, reverse=True)
 
     def make_folder(self) -> None:
         """Make the folder, which only its owner may read, if it does not exist. Raises OSError."""
@@ -138,8 +140,8 @@ class KVFolder:
             self._files[block.hash] = file
             self._nbytes += file.nbytes
             if _is_rest(file.name):
-                rests = self._rests.get(block.parent, ())
-                self._rests[block.parent] = (*rests, file.name)
+                rests = self._rests.get(block.parent, Counter())
+                self._rests[block.parent] = rests + _counted(file.name)
 
     def touch(self, name: bytes) -> None:
         """Note that a block and those before it are used. Raises OSError."""
@@ -178,7 +180,7 @@ class KVFolder:
     def _list(self, others: Iterable[Path]) -> None:
         """Read the names of all files, and remove those that were not written completely."""
         now = self._clock()
-        files, rests, spoiled = dict[bytes, _File](), dict[bytes, tuple[BlockName, ...]](), 0
+        files, rests, spoiled = dict[bytes, _File](), dict[bytes, Counter[tuple[Kind, int]]](), 0
         for file in _list_files(self.path, now):
             name = file.name
             if file.nbytes != self._sizes[name.kind]:
@@ -190,7 +192,7 @@ class KVFolder:
                 file.used = max(file.used, known.used)
             files[name.hash] = file
             if _is_rest(name):
-                rests[name.parent] = (*rests.get(name.parent, ()), name)
+                rests.setdefault(name.parent, Counter())[name.kind, name.count] += 1
         if spoiled:
             log.warning("%s: %d damaged files of idle KV were removed", self.path, spoiled)
         self._other_bytes = sum(file.nbytes for path in others for file in _list_files(path, now))
@@ -220,8 +222,7 @@ class KVFolder:
             self._nbytes -= file.nbytes
             if _is_rest(file.name):
                 parent = file.name.parent
-                left = tuple(own for own in self._rests.pop(parent, ()) if own.hash != name)
-                if left:
+                if left := self._rests.pop(parent, Counter()) - _counted(file.name):
                     self._rests[parent] = left
             return file
 
@@ -229,6 +230,11 @@ class KVFolder:
 def _is_rest(name: BlockName) -> bool:
     """Return whether a block is found by the tokens before it, because its own may be few."""
     return name.kind == "state" or name.count < PAGE
+
+
+def _counted(name: BlockName) -> Counter[tuple[Kind, int]]:
+    """Return the kind and the number of tokens of one state or partial page, counted once."""
+    return Counter([(name.kind, name.count)])
 
 
 def _list_files(folder: Path, now: float) -> list[_File]:

@@ -32,3 +32,16 @@ def test_values_may_be_the_beginning_of_keys() -> None:
     assert not pool.keys[0].any()
     pool.copy_page(1, 0, 64)
     assert torch.equal(pool.read(1, torch.tensor([6]))[0], keys[1:])
+
+
+def test_memory_of_pages_that_is_given_back_holds_zeros_and_can_be_written_again() -> None:
+    pool = PagePool(2, 7, num_kv_heads=2, head_dim=16, dtype=torch.float32, device=CPU)
+    pool.memory.copy_(torch.rand(pool.memory.shape) + 1)
+    before = pool.memory.clone()
+    pool.give_back([5, 1, 2])
+    own, old = pool.pages, before.view(pool.pages.shape)
+    for page in range(7):
+        want = torch.zeros_like(old[:, page]) if page in (1, 2, 5) else old[:, page]
+        assert torch.equal(own[:, page], want), page
+    pool.copy_page(0, 5, 64)
+    assert torch.equal(pool.pages[:, 5], pool.pages[:, 0])

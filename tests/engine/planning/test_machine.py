@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import cgroups as own_cgroups
 from engine.errors import ModelError
 from engine.planning import machine
 from engine.planning.machine import CPU_DEVICE_SHARE, DEVICE_SHARE, RAM_SHARE, available_memory
@@ -17,8 +18,8 @@ MIB = 1 << 20
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of the cgroups of this machine, without any limit."""
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(own_cgroups, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(own_cgroups, "OWN_CGROUPS", tmp_path / "own")
     (tmp_path / "cgroup").mkdir()
     own(tmp_path / "cgroup", "")
     return tmp_path / "cgroup"

@@ -51,7 +51,7 @@ def test_the_plan_of_the_load_fits_the_room_of_the_load() -> None:
     for device in (ALL + KV + ROOM, ALL, 700 * MIB):
         made = replanner(device)
         assert made.fit(room(device)).tiers == made.loaded.tiers
-        assert made.with_tiers(made.loaded.tiers) == made.loaded
+        assert made.with_tiers(made.loaded.tiers, made.loaded.num_pages) == made.loaded
 
 
 def test_layers_leave_the_device_for_ram_and_the_head_stays() -> None:

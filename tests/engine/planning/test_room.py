@@ -9,6 +9,7 @@ from subprocess import PIPE, Popen
 import pytest
 
 from benchmarks.memory_group import NoMemoryGroup, memory_group
+from engine import cgroups as own_cgroups
 from engine.moves import LimitMemory
 from engine.planning import machine, room
 from engine.planning.plan import Memory, Plan, make_plan
@@ -89,8 +90,8 @@ def test_a_device_with_its_own_memory_has_room_of_its_own(
 
 
 def test_memory_high_is_a_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(own_cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(own_cgroups, "OWN_CGROUPS", tmp_path / "own")
     (tmp_path / "own").write_text("0::/group\n")
     group = tmp_path / "group"
     group.mkdir()

@@ -468,6 +468,11 @@ def test_exit_codes_are_explained_in_words(code: int, words: str) -> None:
     assert words in explain_exit(code)
 
 
+def test_an_end_for_lack_of_memory_is_told_from_others() -> None:
+    assert "limit of its cgroup" in explain_exit(-9, had_no_memory=True)
+    assert "cgroup" not in explain_exit(-9) + explain_exit(-11, had_no_memory=True)
+
+
 def test_importing_the_client_imports_no_model_libraries() -> None:
     script = (
         "import sys, engine.process.client, engine.messages, engine.spec, engine.errors\n"

@@ -4,19 +4,23 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine import cache_files
 from engine.cache_files import INDEX, replace_file, unit_name
 from engine.errors import ModelError
 from engine.streaming import disk, packed as packed_module
 from engine.streaming.disk import UnitFile
 from engine.streaming.packed import PackedUnits
 from engine.streaming.packed_cache import entries, open_or_pack
+from engine.streaming.unwritten import RETRY_S
 from tests.engine.units import NumberedUnits
 
 PAGE = 4096
@@ -105,9 +109,9 @@ def test_damage_is_repaired_while_other_threads_read(
     damage: Damage, direct: bool, source: NumberedUnits, folder: Path
 ) -> None:
     units = open_cache(source)
-    if direct and not all(file.open_direct() for file in units._files):
+    if direct and not all(file.open_direct() for file in units._files.values()):
         pytest.skip("no direct reads on this file system")
-    for file in units._files if direct else []:
+    for file in units._files.values() if direct else []:
         file.use_direct()
     damage(folder / unit_name(1))
     failed: list[BaseException] = []
@@ -169,21 +173,82 @@ def test_a_repair_without_a_readable_checkpoint_is_an_error(
     assert_whole(units, source)
 
 
-def test_a_repair_on_a_full_disk_is_an_error(
-    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flip(folder / unit_name(2))
-    units = open_cache(source)
+def refuse(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Let every write fail, as on a full disk or in a folder that may only be read."""
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
+    def read_only(path: Path, mode: str = "r") -> None:
+        raise OSError(30, "Read-only file system")
+
+    if kind == "full":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(cache_files, "open", read_only, raising=False)
+
+
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("is_open", [False, True], ids=["at a start", "while serving"])
+def test_a_unit_that_cannot_be_written_is_made_from_the_checkpoint(
+    kind: str,
+    damage: Damage,
+    is_open: bool,
+    source: NumberedUnits,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if is_open and damage in (os.unlink, replace_by_link, lengthen):
+        pytest.skip("an open file is read on")
+    now = [time.monotonic()]
+    units = open_cache(source) if is_open else None
+    if units is not None:
+        assert_whole(units, source)
+    damage(folder / unit_name(2))
+    reason = "No space left on device" if kind == "full" else "Read-only file system"
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(ModelError, match=r"cannot be written again: No space left"):
+        refuse(patched, kind)
+        units = units or open_cache(source)
+        units._unwritten._clock = lambda: now[0]
+        for _ in range(3):
             assert_whole(units, source)
-    assert len(list(folder.iterdir())) == 5, "nothing is left behind"
+        recheck_fails(units, reason)
+        assert units.num_repaired == 0
+        assert sum(source.reads.values()) <= 2, "the pieces of a unit are made together"
+        assert caplog.text.count("makes the unit from the checkpoint") == 1
+        assert f"{folder / unit_name(2)}: " in caplog.text and reason in caplog.text
+        assert str(folder) in caplog.text.split("let the server write to")[1]
+        now[0] += 2 * RETRY_S
+        assert_whole(units, source)
+    assert len(list(folder.iterdir())) <= 5, "nothing is left behind"
+    now[0] += 2 * RETRY_S
     assert_whole(units, source)
+    assert units.num_repaired == 1
+    source.reads.clear()
+    assert all(recheck(units, 2) for _ in range(2))
+    assert_whole(units, source)
+    assert_whole(open_cache(source), source)
+    assert not source.reads, "it was written again"
+
+
+def recheck_fails(units: PackedUnits, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"00002.*cannot be written again: {reason}"):
+        recheck(units, 2)
+
+
+def test_several_units_that_cannot_be_written_are_read_by_several_threads(
+    source: NumberedUnits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = open_cache(source)
+    flip(folder / unit_name(1))
+    flip(folder / unit_name(2))
+    refuse(monkeypatch, "full")
+    with ThreadPoolExecutor(4) as pool:
+        for walk in [pool.submit(assert_whole, units, source) for _ in range(8)]:
+            walk.result()
+    assert source.reads.keys() == {1, 2}
 
 
 def test_a_disk_that_damages_written_bytes_is_an_error(

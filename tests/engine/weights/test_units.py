@@ -1,5 +1,6 @@
 """Tests of reading units: they equal what transformers loads, and damage is an error."""
 
+import itertools
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engine.errors import ModelError
+from engine.weights.open_file import OpenFile
 from engine.weights.safetensors import Checkpoint, OtherTensor, StoredRows, StoredTensor
 from engine.weights.shards import INDEX_NAME
 from engine.weights.units import CheckpointUnits
@@ -431,3 +433,41 @@ def _open_files(folder: Path) -> list[Path]:
     """Return the files of a folder that this process has open."""
     opened = (path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
     return [path for path in opened if path.is_relative_to(folder)]
+
+
+def flip_reads(monkeypatch: pytest.MonkeyPatch, number: Callable[[int], bool]) -> None:
+    """Flip a bit of each read whose number is chosen, from 0 on."""
+    read, count = OpenFile.read, itertools.count()
+
+    def flipping(file: OpenFile, memory: memoryview, offset: int) -> None:
+        read(file, memory, offset)
+        if number(next(count)):
+            memory[len(memory) // 2] ^= 16
+
+    monkeypatch.setattr(OpenFile, "read", flipping)
+
+
+def test_a_bit_that_flips_in_a_later_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    units = open_units(tmp_path)
+    memory = [torch.zeros(units.layouts[0].nbytes, dtype=torch.uint8) for _ in range(2)]
+    units.read(0, memory[0])
+    flip_reads(monkeypatch, lambda number: number in (0, 5))
+    units.read(0, memory[1])
+    assert torch.equal(*memory)
+    assert caplog.text.count("rightly when they were read again") == 2
+
+
+def test_bytes_that_stay_different_from_the_first_read_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny("llama", tmp_path, layers=1)
+    units = open_units(tmp_path)
+    memory = torch.zeros(units.layouts[0].nbytes, dtype=torch.uint8)
+    with monkeypatch.context() as patched:
+        flip_reads(patched, lambda number: number == 0)
+        units.read(0, memory)
+    with pytest.raises(ModelError, match=r"safetensors: \d+ bytes at \d+ are not what.*at first"):
+        units.read(0, memory)
