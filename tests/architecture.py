@@ -79,10 +79,14 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.text*", "fastapi*", "HTTP belongs in server/http"),
 )
 
+# The modules that import Ray, an extra. (The test of the wheel imports all others without it.)
+NEED_RAY = ("cluster.app", "cluster.router")
+
 # (module of the server, module of the engine that it may import)
 ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine"),
     ("server*", "engine.process.client"),
+    ("server*", "engine.process.interface"),
     ("server*", "engine.process.callbacks"),
     ("server*", "engine.text.detokenize"),
     ("server*", "engine.errors"),
@@ -304,6 +308,15 @@ def circles(root: Path) -> list[str]:
             if start in reached:
                 wrong.append(f"{start} imports itself in a circle")
     return wrong
+
+
+def ray_imports(root: Path) -> list[str]:
+    """Return imports of Ray outside of `NEED_RAY`."""
+    return [
+        f"{found.where}: only {', '.join(NEED_RAY)} may import Ray"
+        for found in own_imports(root)
+        if found.importer not in NEED_RAY and found.imported.split(".")[0] == "ray"
+    ]
 
 
 def forbidden_imports(root: Path) -> list[str]:

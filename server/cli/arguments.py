@@ -45,6 +45,13 @@ run may finish within the grace; the next request for the model loads it again.
 --server ends a server of this user on this machine, as Ctrl-C does.
 """
 
+CLUSTER = """\
+Needs the extra of Ray: pip install 'understudy[cluster]'. MODEL is the same as for
+`serve`; each replica loads it. Without --address a Ray cluster is started on this
+machine, which nothing else can reach, and which ends with this command. The model is
+one application of Ray Serve. See docs/cluster.md.
+"""
+
 COMPLETION = """\
 bash: understudy completion bash > ~/.local/share/bash-completion/completions/understudy
 zsh:  understudy completion zsh >> ~/.zshrc
@@ -115,6 +122,7 @@ def build_parsers() -> Parsers:
     parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_cluster(commands)
     _add_control(commands)
     _add_plan(commands)
     models = commands.add_parser("models", help="list models, downloads and the cache")
@@ -162,6 +170,60 @@ def _add_serve(commands: Commands) -> None:
     serve = _add_described(
         commands, "serve", "serve a model", "Serve a model over the OpenAI API.", SERVE
     )
+    _add_server_options(serve)
+
+
+def _add_cluster(commands: Commands) -> None:
+    cluster = _add_described(
+        commands,
+        "cluster",
+        "serve a model by replicas on many machines",
+        "Serve a model by replicas on the machines of a Ray cluster.",
+        CLUSTER,
+    )
+    cluster.add_argument("action", choices=("serve",), metavar="serve", help="the only one so far")
+    _add_server_options(cluster)
+    cluster.add_argument(
+        "--replicas", type=_replicas, default=1, metavar="N", help="replicas (default: 1)"
+    )
+    cluster.add_argument(
+        "--max-replicas",
+        type=_replicas,
+        metavar="N",
+        help="add replicas up to this number while requests wait (default: --replicas)",
+    )
+    cluster.add_argument(
+        "--up-wait",
+        type=_scale_seconds,
+        default=2.0,
+        metavar="S",
+        help="add one where the 90th percentile of the queue wait is longer (default: 2)",
+    )
+    cluster.add_argument(
+        "--down-idle",
+        type=_scale_seconds,
+        default=600.0,
+        metavar="S",
+        help="take one away that has had no request for this time (default: 600)",
+    )
+    cluster.add_argument(
+        "--gpus",
+        type=_gpus,
+        metavar="N",
+        help="GPUs of each replica (default: 1 where the cluster has any)",
+    )
+    cluster.add_argument(
+        "--address", help="the Ray cluster: auto for the one that this machine belongs to"
+    )
+    cluster.add_argument(
+        "--attach",
+        action="store_true",
+        help="use the replicas that another command or a RayService has deployed",
+    )
+
+
+def _add_server_options(serve: argparse.ArgumentParser) -> None:
+    """Add the options of a server, and its model."""
     serve.add_argument(
         "model",
         nargs="?",
@@ -337,6 +399,9 @@ _gbps = _number(float, MIN_GBPS, MAX_GBPS)
 _users = _number(int, 1, MAX_USERS)
 _port = _number(int, 0, 65535)
 _seconds = _number(float, 0, LONGEST_GRACE_S)
+_replicas = _number(int, 1, 1000)
+_scale_seconds = _number(float, 0.1, 86_400)
+_gpus = _number(float, 0, 64)
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

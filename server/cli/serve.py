@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from engine.cache_files import check_cache
 from engine.errors import EngineError
 from engine.messages import ModelInfo
+from engine.process.client import EngineClient
 from server.cli.console import Console
 from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
@@ -31,6 +33,7 @@ from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.certificate import Certificate, read_certificate
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
+from server.models.lending import EngineFactory
 
 if TYPE_CHECKING:
     from cluster.peers import Peers
@@ -40,6 +43,31 @@ END_POLL_S = 0.02
 LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
 OPEN_FILES = 16_384  # nearly all of them are connections
 KEEP_CONNECTION_S = 75  # for an idle connection; longer than clients and proxies keep theirs
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs the requests of a server.
+
+    Args:
+        registry: the models that it can run.
+        engines: makes the engine of one.
+        peers: other servers or replicas, which requests may run on.
+        close: ends it, after the server.
+    """
+
+    registry: Registry
+    engines: EngineFactory
+    peers: "Peers | None"
+    close: Callable[[], None] = lambda: None
+
+
+OpenBackend = Callable[[Settings, Registry], Backend]
+
+
+def here(settings: Settings, registry: Registry) -> Backend:
+    """Return the backend that loads models on this machine, and uses the peers of the settings."""
+    return Backend(registry, EngineClient, open_peers(settings))
 
 
 class Server(uvicorn.Server):
@@ -158,7 +186,11 @@ def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
 
 
 def serve(
-    args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
+    args: argparse.Namespace,
+    env: Mapping[str, str],
+    console: Console,
+    signals: EndSignals,
+    open_backend: OpenBackend = here,
 ) -> int:
     """Run the server until a signal or an error ends it, and return the exit code."""
     folders = search_path(asked_folder(args.config, env), Path.cwd(), env)
@@ -175,7 +207,7 @@ def serve(
     }
     settings = load_settings(folders, env, options)
     with console.taking_logs(settings) as drain:
-        return _serve(args, env, settings, folders, console, signals, drain)
+        return _serve(args, env, settings, folders, console, signals, drain, open_backend)
 
 
 def _serve(
@@ -186,13 +218,13 @@ def _serve(
     console: Console,
     signals: EndSignals,
     drain: Callable[[], None],
+    open_backend: OpenBackend,
 ) -> int:
     check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
     certificate = read_certificate(settings.tls_cert, settings.tls_key)
     registry = open_registry(folders, settings)
-    peers = open_peers(settings)
     entry = registry.find(None)
     if args.api_key is not None:
         console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
@@ -203,8 +235,15 @@ def _serve(
     listener = bind(settings.host, settings.port, settings.client_timeout)
     traces = open_traces(settings, env)
     ended = traces.record if traces is not None else lambda _: None
+    backend = open_backend(settings, registry)
     app = create_app(
-        settings, registry, keys=keys, ended=ended, progress=console.progress, peers=peers
+        settings,
+        backend.registry,
+        backend.engines,
+        keys=keys,
+        ended=ended,
+        progress=console.progress,
+        peers=backend.peers,
     )
     config = http_config(app, settings.client_timeout, certificate)
     url = local_url(listener, is_tls=certificate is not None)
@@ -223,6 +262,7 @@ def _serve(
             return file + banner(entry, url, keys, info)
 
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
+        backend.close()
         if traces is not None:
             traces.close()
         if signals.first is not None:

@@ -20,6 +20,7 @@ from engine.moves import LimitMemory, Replanned
 from engine.parsing.selection import formats_of
 from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
+from engine.process.interface import Engine
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
@@ -48,7 +49,7 @@ class EngineFactory(Protocol):
 
     def __call__(
         self, spec: ModelSpec, *, max_queue: int, callbacks: EngineCallbacks
-    ) -> EngineClient: ...
+    ) -> Engine: ...
 
 
 @dataclass
