@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12        use this interpreter for the virtual environment
 #   CONSTRAINTS=             install the newest versions (on a GPU machine the newest CUDA build)
+#   EXTRAS=cluster          install an extra too (for `make install`)
 #   ARGS="--port 9000"       pass more options to `understudy serve`, or to pytest
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 PREFIX ?= /opt/understudy
 ARGS ?=
+EXTRAS ?=
 
 OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
@@ -168,7 +170,7 @@ count: ## count the lines of the packages
 install: ## install into PREFIX, not editable (used by the Dockerfile)
 	$(check-python)
 	$(PYTHON) -m venv $(PREFIX)
-	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) .
+	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) '.$(if $(EXTRAS),[$(EXTRAS)])'
 
 lint-docker: ## run the build step of the Dockerfile without a container
 	rm -rf build/docker

@@ -140,7 +140,7 @@ class Placement:
         ]
         if not offers:
             return None
-        best = min(offers)
+        best = _with_pages(min(offers), offers, prompt)
         replica = self._replicas[best.name]
         names = [page_name(page, replica.key) for page in prompt.pages]
         placed = Placed(
@@ -194,6 +194,24 @@ class _Offer(NamedTuple):
     cached: int  # tokens that it has stored
     work_seconds: float
     num_pages: int
+    pass_seconds: float
+
+
+def _with_pages(best: _Offer, offers: Sequence[_Offer], prompt: Prompt) -> _Offer:
+    """Return the offer with the most of the prompt among those hardly later than the best one.
+
+    The first token comes at the end of a pass, so a difference of less than a pass is none that an
+    estimate can tell. Then pages that hold most of the prompt decide: they spare all others work. A
+    beginning that many prompts share is less, and decides nothing.
+    """
+    near = [
+        own
+        for own in offers
+        if own.is_short == best.is_short
+        and own.seconds < best.seconds + best.pass_seconds
+        and 2 * own.cached >= prompt.num_tokens
+    ]
+    return max(near, key=lambda own: (own.cached, -own.seconds), default=best)
 
 
 def _offer(name: str, replica: _Replica, prompt: Prompt, now: float) -> _Offer | None:
@@ -212,4 +230,4 @@ def _offer(name: str, replica: _Replica, prompt: Prompt, now: float) -> _Offer |
     seconds = replica.distance + joining + turn + max(load.pass_seconds, ahead + work)
     needed = -(-prompt.num_tokens // PAGE_TOKENS) - count
     free = load.free_pages - sum(own.num_pages for own in replica.unreported)
-    return _Offer(needed > free, seconds, busy, name, cached, work, needed)
+    return _Offer(needed > free, seconds, busy, name, cached, work, needed, load.pass_seconds)

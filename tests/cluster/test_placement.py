@@ -222,3 +222,16 @@ def test_reports_and_ends_leave_nothing_behind(
         assert (one and (one.replica, one.expected_seconds)) == (
             other and (other.replica, other.expected_seconds)
         )
+
+
+def test_pages_decide_where_the_difference_is_less_than_a_pass() -> None:
+    made = Placement()
+    text = list(range(200))
+    for name, distance, pages in (("near", 0.0, ()), ("far", 0.03, page_hashes(text))):
+        made.add(name)
+        made.report(name, IDLE, PageChange(pages, is_whole=True), 0.0, distance)
+    whole, shared = Prompt(220, page_hashes(text)), Prompt(1000, page_hashes(text[:64]))
+    placed = made.place(whole, 0.1)
+    assert placed is not None and placed.replica == "far" and placed.cached_tokens == 192
+    placed = made.place(shared, 0.1)  # a beginning that many prompts share
+    assert placed is not None and placed.replica == "near"

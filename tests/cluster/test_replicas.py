@@ -1,6 +1,7 @@
 """Tests of a front end whose requests all run on replicas, which come and go."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -224,3 +225,30 @@ async def test_health_is_that_of_the_engine() -> None:
     await own.replica.close()
     with pytest.raises(EngineDied):
         own.replica.check_health()
+
+
+async def test_second_turns_go_where_their_pages_are() -> None:
+    near = Near()
+    for name in ("a", "b", "c"):
+        await near.add(name, answers())
+    async with front(near) as ours:
+        await ours.until(3)
+        for number in range(6):
+            told = f"{number} {LONG}"
+            first = [{"role": "user", "content": told}]
+            found = text_of(await streamed(ours, {"messages": first}))
+            was_at = [name for name, own in near.all.items() if asked(own, told)]
+            await asyncio.sleep(0.1)  # the next report comes
+            more = [{"role": "assistant", "content": found[0]}, {"role": "user", "content": "?"}]
+            await streamed(ours, {"messages": first + more})
+            assert [name for name, own in near.all.items() if asked(own, told)] == was_at
+        assert sum(bool(own.engines.engine.requests) for own in near.all.values()) > 1
+
+
+def asked(own: Own, text: str) -> bool:
+    """Return whether a replica has had a request with this text."""
+    return any(text.encode() in bytes_of(message.prompt) for message in own.engines.engine.requests)
+
+
+def bytes_of(ids: Sequence[int]) -> bytes:
+    return bytes(own for own in ids if own < 256)

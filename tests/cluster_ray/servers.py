@@ -51,7 +51,8 @@ class Cluster:
         """Wait until exactly this many replicas take requests."""
 
         def are_ready() -> bool:
-            return sum(peer["state"] == "ready" for peer in self.peers()) == count
+            states = [peer["state"] for peer in self.peers()]
+            return states.count("ready") == count
 
         wait_until(are_ready, f"{count} replicas")
 

@@ -40,7 +40,7 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("completions", {"prompt": ["Once", "In"], "max_tokens": 30, "seed": 3, "echo": True}),
     ("completions", {"prompt": "Once", "max_tokens": 20, "seed": 4, "best_of": 3, "n": 2}),
     ("responses", {"input": "Hello", "max_output_tokens": 40, "temperature": 0}),
-    ("messages", {"messages": STORY["messages"], "max_tokens": 40, "model": "demo"}),
+    ("messages", {"messages": STORY["messages"], "max_tokens": 40, "temperature": 0}),
 )
 HIDDEN = ("id", "created", "created_at", "completed_at", "timings", "seed", "item_id", "usage")
 # As /proc/net/tcp and tcp6 write them: 127.0.0.1, ::ffff:127.0.0.1, ::1.
