@@ -10,7 +10,7 @@ present time of one clock of theirs, and times of other machines are never compa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from cluster.page_hashes import PAGE_TOKENS, PageHash
@@ -133,10 +133,13 @@ class Placement:
             now: the present time, of the clock of `asked_at`.
             is_allowed: whether a replica with this name may run the request.
         """
+        known = [own.load for own in self._replicas.values() if own.load and own.load.pass_seconds]
+        fastest = min(known, key=lambda load: load.pass_seconds, default=None)
         offers = [
             offer
             for name, replica in self._replicas.items()
-            if is_allowed(name) and (offer := _offer(name, replica, prompt, now)) is not None
+            if is_allowed(name)
+            and (offer := _offer(name, replica, prompt, now, fastest)) is not None
         ]
         if not offers:
             return None
@@ -214,11 +217,24 @@ def _with_pages(best: _Offer, offers: Sequence[_Offer], prompt: Prompt) -> _Offe
     return max(near, key=lambda own: (own.cached, -own.seconds), default=best)
 
 
-def _offer(name: str, replica: _Replica, prompt: Prompt, now: float) -> _Offer | None:
-    """Return the offer of a replica; None if it cannot run the request, or is not heard of."""
+def _offer(
+    name: str, replica: _Replica, prompt: Prompt, now: float, fastest: Load | None
+) -> _Offer | None:
+    """Return the offer of a replica; None if it cannot run the request, or is not heard of.
+
+    Args:
+        fastest: the load of the fastest replica. One that has run no pass yet counts as fast.
+    """
     load = replica.load
     if load is None or now - replica.asked_at > STALE_SECONDS or prompt.least_tokens > load.longest:
         return None
+    if not load.pass_seconds and fastest is not None:
+        load = replace(
+            load,
+            pass_seconds=fastest.pass_seconds,
+            row_seconds=fastest.row_seconds,
+            turn_seconds=fastest.turn_seconds,
+        )
     count = replica.count_cached(prompt.pages)
     cached = min(count * PAGE_TOKENS, prompt.num_tokens - 1)  # the last token always runs
     work = (prompt.num_tokens - cached) * load.row_seconds

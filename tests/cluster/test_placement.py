@@ -235,3 +235,10 @@ def test_pages_decide_where_the_difference_is_less_than_a_pass() -> None:
     assert placed is not None and placed.replica == "far" and placed.cached_tokens == 192
     placed = made.place(shared, 0.1)  # a beginning that many prompts share
     assert placed is not None and placed.replica == "near"
+
+
+def test_a_replica_that_has_run_no_pass_is_not_faster_than_all_others() -> None:
+    fresh = replace(IDLE, pass_seconds=0.0, row_seconds=0.0, turn_seconds=0.0)
+    made = placement({"a": IDLE, "fresh": fresh})
+    hold(made, "a")
+    assert choice(made, prompt_of(LONG)) == "a"

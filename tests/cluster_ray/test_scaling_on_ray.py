@@ -11,12 +11,12 @@ from tests.cluster_ray.test_demo_cluster import STORY
 
 pytestmark = pytest.mark.timeout(900)
 
-LONG: dict[str, Any] = STORY | {"max_tokens": 400, "ignore_eos": True}
+LONG: dict[str, Any] = STORY | {"max_tokens": 200, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    options = ("--max-replicas", "2", "--up-wait", "0.1", "--down-idle", "5")
+    options = ("--max-replicas", "2", "--up-wait", "1", "--down-idle", "5")
     with cluster(tmp_path_factory.mktemp("scaling"), *options) as ours:
         yield ours
 
