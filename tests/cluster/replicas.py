@@ -95,7 +95,7 @@ class Near:
                     return
                 while own.is_silent:
                     await asyncio.sleep(1000)
-                yield frame  # type: ignore[misc]  # no Ellipsis any more
+                yield frame
 
     async def deployed(self) -> Deployed:
         return Deployed(len(self.all), 2, self.failure)
