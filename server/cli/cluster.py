@@ -56,7 +56,7 @@ def open_cluster(
         from cluster import app
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"the package {error.name} is not installed: pip install 'understudy[cluster]'"
+            f"Ray is not installed (no package {error.name}): pip install 'understudy[cluster]'"
         ) from error
     from cluster.remote import RemoteEngine, Replicas
 

@@ -38,7 +38,7 @@ def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"ray is not installed: .*understudy\[cluster\]"):
+    with pytest.raises(ConfigError, match=r"Ray is not installed .*understudy\[cluster\]"):
         opened()
 
 
