@@ -16,6 +16,8 @@ from typing import NamedTuple
 from cluster.page_hashes import PAGE_TOKENS, PageHash
 from cluster.report import Load, PageChange, PageName, page_name
 
+ASSUMED_PASS_SECONDS = 1.0  # until any replica has run a pass
+EQUAL_SHARE = 0.1  # of a pass: a smaller difference is none
 STALE_SECONDS = 5.0  # a replica that has not reported for longer gets no requests
 
 
@@ -205,16 +207,20 @@ def _with_pages(best: _Offer, offers: Sequence[_Offer], prompt: Prompt) -> _Offe
 
     The first token comes at the end of a pass, so a difference of less than a pass is none that an
     estimate can tell. Then pages that hold most of the prompt decide: they spare all others work. A
-    beginning that many prompts share is less, and decides nothing.
+    beginning that many prompts share is less, and decides nothing. Otherwise the replica with the
+    fewest sequences is taken of those that are equally early.
     """
+    fitting = [own for own in offers if own.is_short == best.is_short]
     near = [
         own
-        for own in offers
-        if own.is_short == best.is_short
-        and own.seconds < best.seconds + best.pass_seconds
-        and 2 * own.cached >= prompt.num_tokens
+        for own in fitting
+        if own.seconds < best.seconds + best.pass_seconds and 2 * own.cached >= prompt.num_tokens
     ]
-    return max(near, key=lambda own: (own.cached, -own.seconds), default=best)
+    if near:
+        return max(near, key=lambda own: (own.cached, -own.seconds))
+    latest = best.seconds + EQUAL_SHARE * best.pass_seconds
+    equal = [own for own in fitting if own.seconds <= latest]
+    return min(equal, key=lambda own: (own.busy, own.seconds, own.name))
 
 
 def _offer(
@@ -228,12 +234,12 @@ def _offer(
     load = replica.load
     if load is None or now - replica.asked_at > STALE_SECONDS or prompt.least_tokens > load.longest:
         return None
-    if not load.pass_seconds and fastest is not None:
+    if not load.pass_seconds:
         load = replace(
             load,
-            pass_seconds=fastest.pass_seconds,
-            row_seconds=fastest.row_seconds,
-            turn_seconds=fastest.turn_seconds,
+            pass_seconds=fastest.pass_seconds if fastest else ASSUMED_PASS_SECONDS,
+            row_seconds=fastest.row_seconds if fastest else 0.0,
+            turn_seconds=fastest.turn_seconds if fastest else ASSUMED_PASS_SECONDS,
         )
     count = replica.count_cached(prompt.pages)
     cached = min(count * PAGE_TOKENS, prompt.num_tokens - 1)  # the last token always runs
