@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from cluster.authentication import start_here, want_token
 from cluster.scaling import Scaling
+from server.cli.backend import Backend
 from server.cli.console import Console
-from server.cli.serve import Backend, open_registry, serve
+from server.cli.serve import open_registry, serve
 from server.cli.signals import EndSignals
 from server.config.files import (
     ConfigError,

@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,12 @@ from fastapi import FastAPI
 from engine.cache_files import check_cache
 from engine.errors import EngineError
 from engine.messages import ModelInfo
-from engine.process.client import EngineClient
+from server.cli.backend import OpenBackend, here
 from server.cli.console import Console
 from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
-from server.config.peers import peer_addresses
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
@@ -33,41 +31,14 @@ from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
 from server.http.certificate import Certificate, read_certificate
 from server.http.protocol import bounded_protocol
 from server.http.state import AppState
-from server.models.lending import EngineFactory
 
 if TYPE_CHECKING:
-    from cluster.peers import Peers
     from server.traces.exporting import ExportedTraces  # it imports OpenTelemetry, an extra
 
 END_POLL_S = 0.02
 LAST_S = 1  # for the end of the engine and for unsent answers, after the last request has ended
 OPEN_FILES = 16_384  # nearly all of them are connections
 KEEP_CONNECTION_S = 75  # for an idle connection; longer than clients and proxies keep theirs
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What runs the requests of a server.
-
-    Args:
-        registry: the models that it can run.
-        engines: makes the engine of one.
-        peers: other servers or replicas, which requests may run on.
-        close: ends it, after the server.
-    """
-
-    registry: Registry
-    engines: EngineFactory
-    peers: "Peers | None"
-    close: Callable[[], None] = lambda: None
-
-
-OpenBackend = Callable[[Settings, Registry], Backend]
-
-
-def here(settings: Settings, registry: Registry) -> Backend:
-    """Return the backend that loads models on this machine, and uses the peers of the settings."""
-    return Backend(registry, EngineClient, open_peers(settings))
 
 
 class Server(uvicorn.Server):
@@ -269,15 +240,6 @@ def _serve(
             drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
-
-
-def open_peers(settings: Settings) -> "Peers | None":
-    """Return the peers of the settings; None without any. Raise `ConfigError` for wrong ones."""
-    if not settings.peers:
-        return None
-    from cluster.peers import Peers  # an HTTP client, which others do not need
-
-    return Peers(peer_addresses(settings.peers))
 
 
 async def _run(
