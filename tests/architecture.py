@@ -70,6 +70,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server*", "torch*", "the front end never touches the device"),
     ("cluster*", "server*", "the front end uses the cluster"),
     ("cluster*", "torch*", "the front end never touches the device"),
+    ("server*", "ray*", "Ray belongs in cluster/"),
     ("cluster*", "fastapi*", "HTTP belongs in server/http"),
     ("server.schemas*", "engine*", "schemas describe only the API"),
     ("server.doors*", "fastapi*", "doors are pure"),
@@ -78,9 +79,6 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("server.metrics*", "fastapi*", "HTTP belongs in server/http"),
     ("server.text*", "fastapi*", "HTTP belongs in server/http"),
 )
-
-# The modules that import Ray, an extra. (The test of the wheel imports all others without it.)
-NEED_RAY = ("cluster.app", "cluster.router")
 
 # (module of the server, module of the engine that it may import)
 ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
@@ -308,15 +306,6 @@ def circles(root: Path) -> list[str]:
             if start in reached:
                 wrong.append(f"{start} imports itself in a circle")
     return wrong
-
-
-def ray_imports(root: Path) -> list[str]:
-    """Return imports of Ray outside of `NEED_RAY`."""
-    return [
-        f"{found.where}: only {', '.join(NEED_RAY)} may import Ray"
-        for found in own_imports(root)
-        if found.importer not in NEED_RAY and found.imported.split(".")[0] == "ray"
-    ]
 
 
 def forbidden_imports(root: Path) -> list[str]:
