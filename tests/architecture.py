@@ -61,11 +61,7 @@ FORBIDDEN: tuple[tuple[str, str, str], ...] = (
     ("engine*", "sse_starlette*", "the engine needs nothing of the web stack"),
     ("engine*", "httpx*", "the engine needs nothing of the web stack"),
     ("engine*", "openai*", "the engine needs nothing of the web stack"),
-    (
-        "engine.drafting.methods.*",
-        "engine.drafting.methods.*",
-        "drafting methods are independent of each other",
-    ),
+    ("engine.drafting.methods.*", "engine.drafting.methods.*", "methods are independent"),
     ("engine.parsing*", "engine.[!p]*", "parsers are pure"),
     ("server*", "torch*", "the front end never touches the device"),
     ("cluster*", "server*", "the front end uses the cluster"),
