@@ -6,11 +6,13 @@
 #
 # TORCH=cpu installs the pinned versions, TORCH=cuda the newest ones. The CUDA wheels contain their
 # libraries, so both use the same base image; the host needs only the NVIDIA runtime.
+# EXTRAS=cluster adds Ray (docs/cluster.md).
 
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim AS build
 ARG TORCH=cuda
+ARG EXTRAS="traces"
 ARG PIP_EXTRA_INDEX_URL=""
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -19,8 +21,8 @@ RUN apt-get update \
 WORKDIR /src
 COPY . .
 RUN case "${TORCH}" in \
-      cpu) make install PREFIX=/opt/understudy EXTRAS=traces ;; \
-      cuda) make install PREFIX=/opt/understudy EXTRAS=traces CONSTRAINTS= ;; \
+      cpu) make install PREFIX=/opt/understudy EXTRAS="${EXTRAS}" ;; \
+      cuda) make install PREFIX=/opt/understudy EXTRAS="${EXTRAS}" CONSTRAINTS= ;; \
       *) echo "TORCH must be cpu or cuda, not '${TORCH}'" >&2; exit 1 ;; \
     esac
 

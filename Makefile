@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12        use this interpreter for the virtual environment
 #   CONSTRAINTS=             install the newest versions (on a GPU machine the newest CUDA build)
-#   EXTRAS=traces            let `make install` add the packages of these extras
+#   EXTRAS=traces,cluster    let `make install` add the packages of these extras
 #   ARGS="--port 9000"       pass more options to `understudy serve`, or to pytest
 
 PYTHON ?= python3
@@ -16,6 +16,7 @@ OLDEST_VENV := .venv-oldest
 PEERS_VENV := .venv-peers
 CLIENTS_VENV := .venv-clients
 KERNELS_VENV := .venv-kernels
+CLUSTER_VENV := .venv-cluster
 NODE_CLIENTS := build/clients/node
 REAL_MODEL := build/real
 NODE_VENV := .venv-node
@@ -47,7 +48,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers bench-cluster first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-cluster test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers bench-cluster first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -81,7 +82,7 @@ build/types.txt:
 	@$(MAKE) --no-print-directory types > $@ 2>&1
 
 unit: $(VENV)/.installed-test
-	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow and not long" --ignore tests/clients --ignore tests/real --ignore tests/kernels $(ARGS)
+	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m "not gpu and not slow and not long" --ignore tests/clients --ignore tests/real --ignore tests/kernels --ignore tests/cluster_ray $(ARGS)
 
 fuzz: $(VENV)/.installed-test ## plan, load and serve 5,000 spoiled model folders and YAML files; resumable
 	$(PYTEST) $(BIN)/python -m tests.fuzz $(ARGS)
@@ -102,6 +103,9 @@ test-gpu: $(VENV)/.installed-test ## run the tests that need a CUDA device
 test-kernels: $(KERNELS_VENV)/.installed ## test GPU kernels without a GPU: in an interpreter, and by compiling them
 	TRITON_INTERPRET=1 $(PYTEST) $(KERNELS_PYTEST) $(SPREAD) tests/kernels/interpreted $(ARGS)
 	$(PYTEST) $(KERNELS_PYTEST) $(SPREAD) tests/kernels/compiled $(ARGS)
+
+test-cluster: $(CLUSTER_VENV)/.installed ## test replicas on Ray, in an environment of its own
+	PYTHONPATH=. $(PYTEST) $(CLUSTER_VENV)/bin/python -m pytest -q -s tests/cluster_ray $(ARGS)
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
@@ -166,7 +170,7 @@ count: ## count the lines of the packages
 install: ## install into PREFIX, not editable (used by the Dockerfile)
 	$(check-python)
 	$(PYTHON) -m venv $(PREFIX)
-	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) $(if $(EXTRAS),'.[$(EXTRAS)]',.)
+	$(PREFIX)/bin/pip install $(PIP_FLAGS) $(PINNED) '.$(if $(EXTRAS),[$(EXTRAS)])'
 
 lint-docker: ## run the build step of the Dockerfile without a container
 	rm -rf build/docker
@@ -175,7 +179,7 @@ lint-docker: ## run the build step of the Dockerfile without a container
 	build/docker/bin/python -c 'import opentelemetry.sdk, opentelemetry.exporter.otlp.proto.http'
 
 clean: ## remove environments, caches and build products
-	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) $(KERNELS_VENV) $(NODE_VENV) web/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(PEERS_VENV) $(CLIENTS_VENV) $(KERNELS_VENV) $(CLUSTER_VENV) $(NODE_VENV) web/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is newer than its sources, so that a second call installs nothing.
@@ -212,6 +216,15 @@ $(KERNELS_VENV)/.installed: tests/kernels/requirements.txt | $(VENV)/.installed-
 	$(KERNELS_VENV)/bin/pip install $(PIP_FLAGS) --no-deps -r $<
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  "$$($(KERNELS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	@touch $@
+
+# The packages of VENV are found there, so that only Ray and what it needs are installed.
+$(CLUSTER_VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/.installed-test
+	$(BIN)/python -m venv --clear $(CLUSTER_VENV)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(CLUSTER_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	@echo "Installing into $(CLUSTER_VENV) (once; a few minutes)"
+	$(CLUSTER_VENV)/bin/pip install $(PIP_FLAGS) $(PINNED) -e '.[cluster]'
 	@touch $@
 
 # A client that cannot be installed is left out here, and its test is skipped.

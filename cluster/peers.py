@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cluster.address import Address
 from cluster.peer import PeerClient, PeerLost, PeerNonsense
 from cluster.placement import Placement
 from cluster.report import naming_key
 from cluster.served_model import ServedModel
-from cluster.wire import PROTOCOL, Report
+from cluster.wire import PROTOCOL, Ask, Emitted, Ended, Failure, Progress, Report
 from engine.messages import NO_DRAFT
 from engine.timing import smoothed
 
@@ -23,7 +24,21 @@ ROUND_TRIP_WEIGHT = 0.05  # of the newest one, if it is longer than the average
 LONGEST_POLL = 8.0  # seconds between two questions to a peer that does not answer
 FAULTY_SECONDS = 30.0  # in which a peer that has answered nonsense gets no requests
 
-MakeClient = Callable[[Address], PeerClient]
+
+class Client(Protocol):
+    """The requests to one peer, over HTTP (`PeerClient`) or otherwise."""
+
+    async def report(self, number: int, instance: str) -> tuple[Report, float]:
+        """Return what the peer says of itself, and the seconds that the question took."""
+
+    def generate(self, ask: Ask) -> AsyncGenerator[Progress | Emitted | Ended | Failure, None]:
+        """Yield what the peer answers to a request, up to `Ended` or `Failure`."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+MakeClient = Callable[[Address], Client]
 
 
 @dataclass(eq=False)
@@ -37,7 +52,7 @@ class Peer:
     """
 
     address: Address
-    client: PeerClient
+    client: Client
     report: Report | None = None
     problem: str = "it has not answered yet"
     round_trip: float = 0.0  # seconds
@@ -122,9 +137,15 @@ class Peers:
 
     Args:
         make_client: makes the client of a peer; tests give one without a network.
+
+    Attributes:
+        runs_here: whether requests may run on this server too.
     """
 
+    runs_here = True
+
     def __init__(self, addresses: Sequence[Address], make_client: MakeClient = PeerClient) -> None:
+        self._make_client = make_client
         self.all = {own.url: Peer(own, make_client(own)) for own in addresses}
         self.placement = Placement()
         self.num_moved = 0  # streams that went on elsewhere
@@ -133,8 +154,24 @@ class Peers:
     def start(self) -> None:
         """Begin to ask the peers how they are."""
         for peer in self.all.values():
-            self._forget(peer)
-            peer.task = asyncio.create_task(self._poll(peer), name=f"peer {peer.name}")
+            self._begin(peer)
+
+    def add(self, address: Address) -> None:
+        """Add a peer, and begin to ask it how it is."""
+        peer = Peer(address, self._make_client(address))
+        self.all[peer.name] = peer
+        self._begin(peer)
+
+    def remove(self, name: str) -> None:
+        """Forget a peer. Streams that run there go on until it ends them."""
+        peer = self.all.pop(name)
+        self.placement.remove(name)
+        if peer.task is not None:
+            peer.task.cancel()
+
+    def _begin(self, peer: Peer) -> None:
+        self._forget(peer)
+        peer.task = asyncio.create_task(self._poll(peer), name=f"peer {peer.name}")
 
     async def close(self) -> None:
         """Stop asking, and close the connections."""
@@ -167,7 +204,8 @@ class Peers:
     def _forget(self, peer: Peer) -> None:
         """Forget what the peer has reported."""
         peer.report = None
-        self.placement.add(peer.name, key=naming_key(peer.address.key))
+        if self.all.get(peer.name) is peer:
+            self.placement.add(peer.name, key=naming_key(peer.address.key))
 
     async def _poll(self, peer: Peer) -> None:
         wait = POLL_SECONDS

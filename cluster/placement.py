@@ -10,12 +10,14 @@ present time of one clock of theirs, and times of other machines are never compa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from cluster.page_hashes import PAGE_TOKENS, PageHash
 from cluster.report import Load, PageChange, PageName, page_name
 
+ASSUMED_PASS_SECONDS = 1.0  # until any replica has run a pass
+EQUAL_SHARE = 0.1  # of a pass: a smaller difference is none
 STALE_SECONDS = 5.0  # a replica that has not reported for longer gets no requests
 
 
@@ -77,13 +79,6 @@ class _Replica:
         return len(pages)
 
 
-class _Speed(NamedTuple):
-    """Seconds of a pass, and of each row of a prompt beyond that."""
-
-    pass_seconds: float
-    row_seconds: float
-
-
 class Placement:
     """The replicas of one model, and the requests that were placed on them."""
 
@@ -132,24 +127,25 @@ class Placement:
     ) -> Placed | None:
         """Choose the replica with the earliest first token, and count the request there.
 
-        Of the replicas that are later by less than a pass, the one that holds most of the prompt is
-        chosen. Return None where no replica can take it. Replicas with too few free pages are taken
-        only where no other has enough; those whose reports are stale, or that the request does not
-        fit at all, are never taken.
+        Return None where no replica can take it. Replicas with too few free pages are taken only
+        where no other has enough; those whose reports are stale, or that the request does not fit
+        at all, are never taken.
 
         Args:
             now: the present time, of the clock of `asked_at`.
             is_allowed: whether a replica with this name may run the request.
         """
-        usual = self._usual_speed()
+        known = [own.load for own in self._replicas.values() if own.load and own.load.pass_seconds]
+        fastest = min(known, key=lambda load: load.pass_seconds, default=None)
         offers = [
             offer
             for name, replica in self._replicas.items()
-            if is_allowed(name) and (offer := _offer(name, replica, usual, prompt, now)) is not None
+            if is_allowed(name)
+            and (offer := _offer(name, replica, prompt, now, fastest)) is not None
         ]
         if not offers:
             return None
-        best = _choose(offers)
+        best = _with_pages(min(offers), offers, prompt)
         replica = self._replicas[best.name]
         names = [page_name(page, replica.key) for page in prompt.pages]
         placed = Placed(
@@ -160,15 +156,6 @@ class Placement:
         for page in names:
             replica.arriving[page] = replica.arriving.get(page, 0) + 1
         return placed
-
-    def _usual_speed(self) -> _Speed:
-        """Return the mean speed of the replicas that have run passes."""
-        known = [own.load for own in self._replicas.values() if own.load and own.load.pass_seconds]
-        count = max(1, len(known))
-        return _Speed(
-            sum(load.pass_seconds for load in known) / count,
-            sum(load.row_seconds for load in known) / count,
-        )
 
     def end(self, placed: Placed, *, is_stored: bool = True) -> None:
         """Note that a request has ended, or has left its replica. A second call changes nothing.
@@ -215,41 +202,54 @@ class _Offer(NamedTuple):
     pass_seconds: float
 
 
-def _choose(offers: Sequence[_Offer]) -> _Offer:
-    """Return the offer with the most stored tokens among the best one and those near to it.
+def _with_pages(best: _Offer, offers: Sequence[_Offer], prompt: Prompt) -> _Offer:
+    """Return the offer with the most of the prompt among those hardly later than the best one.
 
-    Times are known to a pass: which one a request joins is chance. What is computed anew costs time
-    of others, and pages, even where its own first token does not come later.
+    The first token comes at the end of a pass, so a difference of less than a pass is none that an
+    estimate can tell. Then pages that hold most of the prompt decide: they spare all others work. A
+    beginning that many prompts share is less, and decides nothing. Otherwise the replica with the
+    fewest sequences is taken of those that are equally early.
     """
-    best = min(offers)
-    latest = best.seconds + best.pass_seconds
-    near = [own for own in offers if own.is_short == best.is_short and own.seconds <= latest]
-    return min(near, key=lambda own: (-own.cached, own))
+    fitting = [own for own in offers if own.is_short == best.is_short]
+    near = [
+        own
+        for own in fitting
+        if own.seconds < best.seconds + best.pass_seconds and 2 * own.cached >= prompt.num_tokens
+    ]
+    if near:
+        return max(near, key=lambda own: (own.cached, -own.seconds))
+    latest = best.seconds + EQUAL_SHARE * best.pass_seconds
+    equal = [own for own in fitting if own.seconds <= latest]
+    return min(equal, key=lambda own: (own.busy, own.seconds, own.name))
 
 
 def _offer(
-    name: str, replica: _Replica, usual: _Speed, prompt: Prompt, now: float
+    name: str, replica: _Replica, prompt: Prompt, now: float, fastest: Load | None
 ) -> _Offer | None:
     """Return the offer of a replica; None if it cannot run the request, or is not heard of.
 
     Args:
-        usual: the speed of a replica that has run no pass yet.
+        fastest: the load of the fastest replica. One that has run no pass yet counts as fast.
     """
     load = replica.load
     if load is None or now - replica.asked_at > STALE_SECONDS or prompt.least_tokens > load.longest:
         return None
-    is_known = load.pass_seconds > 0
-    speed = _Speed(load.pass_seconds, load.row_seconds) if is_known else usual
+    if not load.pass_seconds:
+        load = replace(
+            load,
+            pass_seconds=fastest.pass_seconds if fastest else ASSUMED_PASS_SECONDS,
+            row_seconds=fastest.row_seconds if fastest else 0.0,
+            turn_seconds=fastest.turn_seconds if fastest else ASSUMED_PASS_SECONDS,
+        )
     count = replica.count_cached(prompt.pages)
     cached = min(count * PAGE_TOKENS, prompt.num_tokens - 1)  # the last token always runs
-    work = (prompt.num_tokens - cached) * speed.row_seconds
+    work = (prompt.num_tokens - cached) * load.row_seconds
     ahead = load.prompt_seconds + sum(own.work_seconds for own in replica.unreported)
     busy = max(load.sequences - replica.num_ended, 0) + len(replica.unreported)
     # A request joins the next pass, and the one that runs is half over on average.
-    joining = speed.pass_seconds / 2 if busy else 0.0
+    joining = load.pass_seconds / 2 if busy else 0.0
     turn = load.turn_seconds * max(0, busy + 1 - load.max_sequences)
-    seconds = replica.distance + joining + turn + max(speed.pass_seconds, ahead + work)
+    seconds = replica.distance + joining + turn + max(load.pass_seconds, ahead + work)
     needed = -(-prompt.num_tokens // PAGE_TOKENS) - count
     free = load.free_pages - sum(own.num_pages for own in replica.unreported)
-    is_short = needed > free
-    return _Offer(is_short, seconds, busy, name, cached, work, needed, speed.pass_seconds)
+    return _Offer(needed > free, seconds, busy, name, cached, work, needed, load.pass_seconds)

@@ -14,6 +14,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from engine.messages import ModelInfo
+
 Name = Annotated[str, Field(max_length=1000)]
 DIGITS = 12  # hex digits of a fingerprint
 
@@ -37,6 +39,11 @@ class ServedModel:
     contents: Name = ""
     arithmetic: Name = ""
     read_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+
+    @classmethod
+    def of(cls, info: ModelInfo) -> "ServedModel":
+        """Return what a server says of its model that has not read the bytes of its files."""
+        return cls(info.model_id, info.files, info.fingerprint, info.draft_methods)
 
     @property
     def names(self) -> frozenset[str]:

@@ -18,9 +18,10 @@ from cluster.wire import Ask, Emitted, Failure, Progress
 from engine.errors import EngineDied, EngineError, PassFailed, QueueFull, StreamCut
 from engine.messages import Generate, ModelInfo, Tokens
 from engine.process.admission import check_request
-from engine.process.client import EngineClient
+from engine.process.interface import Engine
 from engine.process.token_stream import EventQueue, RunningRequest, TokenStream
 
+CLOSED = "engine_closed"
 HERE = "here"  # the name of this server in the placement, and of its clients in the books
 SHORT_ANSWER = 256  # tokens that a replica must have room for
 MOST_STUCK = 3  # losses of a request without a new token between them
@@ -90,7 +91,7 @@ class PeerStreams:
 
     def __init__(
         self,
-        engine: EngineClient,
+        engine: Engine,
         peers: Peers,
         load: Callable[[], Load],
         served: Callable[[], ServedModel],
@@ -103,7 +104,8 @@ class PeerStreams:
         # Fingerprints of the latest requests; a consumer may be later than the end of its stream.
         self._ran_on: OrderedDict[str, str] = OrderedDict()
         self._reported = ("", 0)  # instance and number of the last change of pages here
-        peers.placement.add(HERE)
+        if peers.runs_here:
+            peers.placement.add(HERE)
 
     @property
     def fingerprints(self) -> frozenset[str]:
@@ -181,12 +183,17 @@ class PeerStreams:
         error: EngineError = EngineDied("No server can run this request now. Try again.")
         tried: set[str] = set()
         while True:
+            if self._engine.state == "closed":
+                raise EngineDied("The model was unloaded while the request was running.", CLOSED)
             placed = self._place(own, tried)
             if placed is None:
                 lost_at = lost_at or time.monotonic()
-                if not own.is_begun:
+                is_late = time.monotonic() - lost_at > self._patience
+                # Where no replica is left a new request waits for one, but not where all are full.
+                is_final = is_late or self._peers.runs_here or isinstance(error, QueueFull)
+                if is_final and not own.is_begun:
                     raise error
-                if time.monotonic() - lost_at > self._patience:
+                if is_late:
                     raise self._cut(own, error)
                 tried.clear()
                 await self._peers.wait_for_report(RETRY_SECONDS)
@@ -232,10 +239,8 @@ class PeerStreams:
         """Choose where a request runs next."""
         served, message, now = self._served(), own.message, time.monotonic()
         names = own.names_wanted
-        held, (instance, number) = self._books.of(HERE, self._num_pages()), self._reported
-        change = held.change_since(number if instance == self._books.instance else -1)
-        self._reported = (self._books.instance, held.number)
-        self._peers.placement.report(HERE, self._load(), change, now)
+        if self._peers.runs_here:
+            self._report_here(now)
         text = [*message.prompt, *max(own.request.emitted.values(), key=len, default=())]
         tokens = max(SHORT_ANSWER, message.params.min_tokens) if own.limit else 0
         least = len(message.prompt) + min(tokens, own.limit)
@@ -251,6 +256,13 @@ class PeerStreams:
             return not self._peers.all[name].reason_against(served, names, method)
 
         return self._peers.placement.place(prompt, now, is_allowed)
+
+    def _report_here(self, now: float) -> None:
+        """Note the load and the pages of this server."""
+        held, (instance, number) = self._books.of(HERE, self._num_pages()), self._reported
+        change = held.change_since(number if instance == self._books.instance else -1)
+        self._reported = (self._books.instance, held.number)
+        self._peers.placement.report(HERE, self._load(), change, now)
 
     async def _run_at(self, own: _Stream, placed: Placed) -> None:
         """Run a request where it was placed, to its end. Raise `_Lost` if it is lost there."""
@@ -280,7 +292,7 @@ class PeerStreams:
         except QueueFull as error:
             raise _Lost(error) from error
         except EngineDied as error:
-            if error.code == "engine_closed":
+            if error.code == CLOSED:
                 raise
             raise _Lost(error) from error
 

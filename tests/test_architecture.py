@@ -106,6 +106,7 @@ VIOLATIONS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         "engine.weights.formats.linear, engine.weights.formats.nf4",
     ),
     (rules.import_time_imports, {"engine/nf4.py": "import bitsandbytes as bnb"}, "nf4.py:1"),
+    (rules.forbidden_imports, {"server/a.py": "def f():\n    import ray"}, "a.py:2: imports ray"),
     (rules.triton_imports, {"engine/a.py": "def f():\n    import triton"}, "a.py:2: only"),
     (rules.triton_imports, {"engine/triton_kernels/a.py": "import triton.language"}, "a.py:1"),
     (

@@ -2,14 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
+from server.cli.numbers import number, size
 from server.cli.suggest import did_you_mean
-from server.config.files import parse_size
-from server.schemas.plans import MAX_GBPS, MAX_SIZE, MAX_USERS, MIN_GBPS, MIN_SIZE
+from server.schemas.plans import MAX_GBPS, MAX_USERS, MIN_GBPS
 from server.schemas.status import LONGEST_GRACE_S
 from server.version import version
 
@@ -45,6 +45,13 @@ run may finish within the grace; the next request for the model loads it again.
 --server ends a server of this user on this machine, as Ctrl-C does.
 """
 
+CLUSTER = """\
+Needs the extra of Ray: pip install 'understudy[cluster]'. MODEL is the same as for
+`serve`; each replica loads it. Without --address a Ray cluster is started on this
+machine, which nothing else can reach, and which ends with this command. The model is
+one application of Ray Serve. See docs/cluster.md.
+"""
+
 COMPLETION = """\
 bash: understudy completion bash > ~/.local/share/bash-completion/completions/understudy
 zsh:  understudy completion zsh >> ~/.zshrc
@@ -63,8 +70,6 @@ UNDERSTUDY_URL. UNDERSTUDY_API_KEY is sent to servers with keys. The certificate
 server on this machine is trusted; --ca or UNDERSTUDY_CA names those of others.
 """
 
-Number = TypeVar("Number", int, float)
-NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)  # `float` takes more than this
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SHELLS = ("bash", "zsh", "fish")
 LIST_MODELS = "models"  # instead of a shell: what the scripts call
@@ -115,6 +120,7 @@ def build_parsers() -> Parsers:
     parser.add_argument("--version", action="version", version=version_line())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_cluster(commands)
     _add_control(commands)
     _add_plan(commands)
     models = commands.add_parser("models", help="list models, downloads and the cache")
@@ -162,6 +168,60 @@ def _add_serve(commands: Commands) -> None:
     serve = _add_described(
         commands, "serve", "serve a model", "Serve a model over the OpenAI API.", SERVE
     )
+    _add_server_options(serve)
+
+
+def _add_cluster(commands: Commands) -> None:
+    cluster = _add_described(
+        commands,
+        "cluster",
+        "serve a model by replicas on many machines",
+        "Serve a model by replicas on the machines of a Ray cluster.",
+        CLUSTER,
+    )
+    cluster.add_argument("action", choices=("serve",), metavar="serve", help="the only one so far")
+    _add_server_options(cluster)
+    cluster.add_argument(
+        "--replicas", type=_replicas, default=1, metavar="N", help="replicas (default: 1)"
+    )
+    cluster.add_argument(
+        "--max-replicas",
+        type=_replicas,
+        metavar="N",
+        help="add replicas up to this number while requests wait (default: --replicas)",
+    )
+    cluster.add_argument(
+        "--up-wait",
+        type=_scale_seconds,
+        default=2.0,
+        metavar="S",
+        help="add one where the 90th percentile of the queue wait is longer (default: 2)",
+    )
+    cluster.add_argument(
+        "--down-idle",
+        type=_scale_seconds,
+        default=600.0,
+        metavar="S",
+        help="take one away that has had no request for this time (default: 600)",
+    )
+    cluster.add_argument(
+        "--gpus",
+        type=_gpus,
+        metavar="N",
+        help="GPUs of each replica (default: 1 where the cluster has any)",
+    )
+    cluster.add_argument(
+        "--address", help="the Ray cluster: auto for the one that this machine belongs to"
+    )
+    cluster.add_argument(
+        "--attach",
+        action="store_true",
+        help="use the replicas that another command or a RayService has deployed",
+    )
+
+
+def _add_server_options(serve: argparse.ArgumentParser) -> None:
+    """Add the options of a server, and its model."""
     serve.add_argument(
         "model",
         nargs="?",
@@ -277,11 +337,9 @@ def _add_plan(commands: Commands) -> None:
     plan.add_argument("model", metavar="MODEL", help="id of the registry, hub id, or folder")
     _add_config(plan)
     plan.add_argument(
-        "--device-memory", type=_size, metavar="SIZE", help="plan for a CUDA card of this size"
+        "--device-memory", type=size, metavar="SIZE", help="plan for a CUDA card of this size"
     )
-    plan.add_argument(
-        "--ram", type=_size, metavar="SIZE", help="RAM for weights, for example 24GiB"
-    )
+    plan.add_argument("--ram", type=size, metavar="SIZE", help="RAM for weights, for example 24GiB")
     plan.add_argument(
         "--link-gbps", type=_gbps, metavar="B", help="GB/s at which weights reach the device"
     )
@@ -304,39 +362,13 @@ def _add_plan(commands: Commands) -> None:
     plan.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
-def _size(text: str) -> int:
-    """Return the bytes of an option such as "8GiB"."""
-    try:
-        size = int(str(parse_size(text)))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1 MiB, and at most 1 PiB")
-    return size
-
-
-def _number(kind: Callable[[str], Number], least: float, most: float) -> Callable[[str], Number]:
-    """Return a function that reads an option's number, and refuses those outside the bounds."""
-
-    def read(text: str) -> Number:
-        try:
-            value = kind(text) if NUMBER.fullmatch(text) else None
-        except ValueError:  # a fraction where a whole number is wanted
-            value = None
-        if value is None:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} must be from {least:g} to {most:g}")
-        return value
-
-    return read
-
-
-_gbps = _number(float, MIN_GBPS, MAX_GBPS)
-_users = _number(int, 1, MAX_USERS)
-_port = _number(int, 0, 65535)
-_seconds = _number(float, 0, LONGEST_GRACE_S)
+_gbps = number(float, MIN_GBPS, MAX_GBPS)
+_users = number(int, 1, MAX_USERS)
+_port = number(int, 0, 65535)
+_seconds = number(float, 0, LONGEST_GRACE_S)
+_replicas = number(int, 1, 1000)
+_scale_seconds = number(float, 0.1, 86_400)
+_gpus = number(float, 0, 64)
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

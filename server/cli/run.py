@@ -39,6 +39,12 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
             from server.cli.serve import serve
 
             return serve(args, os.environ, console, signals)
+        case "cluster":
+            signals.expect_server()
+            console.line("Starting the server.")
+            from server.cli.cluster import serve_cluster
+
+            return serve_cluster(args, os.environ, console, signals)
         case "help":
             return _print_help(args.topic, parsers)
         case "version":

@@ -18,12 +18,12 @@ from fastapi import FastAPI
 from engine.cache_files import check_cache
 from engine.errors import EngineError
 from engine.messages import ModelInfo
+from server.cli.backend import OpenBackend, here
 from server.cli.console import Console
 from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.cli.suggest import did_you_mean
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
-from server.config.peers import peer_addresses
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
@@ -34,7 +34,6 @@ from server.http.protocol import bounded_protocol
 from server.http.state import AppState
 
 if TYPE_CHECKING:
-    from cluster.peers import Peers
     from server.traces.exporting import ExportedTraces  # it imports OpenTelemetry, an extra
 
 END_POLL_S = 0.02
@@ -159,7 +158,11 @@ def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
 
 
 def serve(
-    args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
+    args: argparse.Namespace,
+    env: Mapping[str, str],
+    console: Console,
+    signals: EndSignals,
+    open_backend: OpenBackend = here,
 ) -> int:
     """Run the server until a signal or an error ends it, and return the exit code."""
     folders = search_path(asked_folder(args.config, env), Path.cwd(), env)
@@ -176,7 +179,7 @@ def serve(
     }
     settings = load_settings(folders, env, options)
     with console.taking_logs(settings) as drain:
-        return _serve(args, env, settings, folders, console, signals, drain)
+        return _serve(args, env, settings, folders, console, signals, drain, open_backend)
 
 
 def _serve(
@@ -187,13 +190,13 @@ def _serve(
     console: Console,
     signals: EndSignals,
     drain: Callable[[], None],
+    open_backend: OpenBackend,
 ) -> int:
     check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
     certificate = read_certificate(settings.tls_cert, settings.tls_key)
     registry = open_registry(folders, settings)
-    peers = open_peers(settings)
     entry = registry.find(None)
     if args.api_key is not None:
         console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
@@ -204,15 +207,16 @@ def _serve(
     listener = bind(settings.host, settings.port, settings.client_timeout)
     traces = open_traces(settings, env)
     ended = traces.record if traces is not None else lambda _: None
-    trace = traces.headers if traces is not None else client_trace
+    backend = open_backend(settings, registry)
     app = create_app(
         settings,
-        registry,
+        backend.registry,
+        backend.engines,
         keys=keys,
         ended=ended,
-        trace=trace,
+        trace=traces.headers if traces is not None else client_trace,
         progress=console.progress,
-        peers=peers,
+        peers=backend.peers,
     )
     config = http_config(app, settings.client_timeout, certificate)
     url = local_url(listener, is_tls=certificate is not None)
@@ -231,21 +235,13 @@ def _serve(
             return file + banner(entry, url, keys, info)
 
         code = runner.run(_run(server, listener, loading, signals, console, greeting))
+        backend.close()
         if traces is not None:
             traces.close()
         if signals.first is not None:
             drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
-
-
-def open_peers(settings: Settings) -> "Peers | None":
-    """Return the peers of the settings; None without any. Raise `ConfigError` for wrong ones."""
-    if not settings.peers:
-        return None
-    from cluster.peers import Peers  # an HTTP client, which others do not need
-
-    return Peers(peer_addresses(settings.peers))
 
 
 async def _run(

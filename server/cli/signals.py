@@ -43,6 +43,11 @@ class EndSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def handle_again(self) -> None:
+        """Handle the signals again, after a library has set handlers of its own."""
+        for number in self._before:
+            signal.signal(number, self._on_signal)
+
     def expect_server(self) -> None:
         """Make the exit code 0 when a supervisor's signal ends a server before it runs."""
         self._is_server = True

@@ -20,6 +20,7 @@ from engine.moves import LimitMemory, Replanned
 from engine.parsing.selection import formats_of
 from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
+from engine.process.interface import Engine
 from engine.spec import ModelSpec
 from server.config.registry import ModelEntry
 from server.config.settings import Settings
@@ -48,7 +49,7 @@ class EngineFactory(Protocol):
 
     def __call__(
         self, spec: ModelSpec, *, max_queue: int, callbacks: EngineCallbacks
-    ) -> EngineClient: ...
+    ) -> Engine: ...
 
 
 @dataclass
@@ -342,7 +343,8 @@ class Models:
             loaded = LoadedModel(entry, engine, info, self.text, facts, statistics, formats, books)
             if self._peers is not None:
                 run_at_peers(loaded, self._peers, self._settings.load_timeout)
-                loaded.read_contents()
+                if self._peers.runs_here:
+                    loaded.read_contents()
             loaded.log_remarks()
             self._current = loaded
         finally:

@@ -9,7 +9,7 @@ from cluster.held_pages import PageBooks
 from engine.messages import Generate, ModelInfo, Tokens
 from engine.moves import Replanned
 from engine.parsing.selection import FALLBACK, Formats, format_names, known_formats
-from engine.process.client import EngineClient
+from engine.process.interface import Engine
 from server.config.model_file import SamplingSection
 from server.config.registry import ModelEntry
 from server.errors import ApiError
@@ -42,7 +42,7 @@ class LoadedModel:
     """A model whose engine was started, with the number of requests that hold it."""
 
     entry: ModelEntry
-    engine: EngineClient
+    engine: Engine
     info: ModelInfo
     text: TextWork  # runs work with the model's tokenizer
     facts: TextFacts

@@ -2,32 +2,18 @@
 
 from cluster.held_pages import HeldPages
 from cluster.report import Figures, Load, naming_key
+from cluster.reporting import load_of_engine, report_with
 from cluster.served_model import ServedModel
 from cluster.wire import Report
 from server.models.loaded_model import LoadedModel
 from server.version import version
 
-FEW_ROWS, MANY_ROWS = 64, 2048  # of passes, between which the time of a row is taken
-PASSES_PER_ANSWER = 20  # assumed, until a running sequence gives its place to another one
-
 
 def load_of(model: LoadedModel) -> Load:
     """Return the work that a loaded model has, and its speed as far as passes have shown it."""
-    info, history, engine = model.info, model.statistics.history, model.engine
-    shortest = history.times.expect(FEW_ROWS) or 0.0
-    longest = history.times.expect(MANY_ROWS) or 0.0
-    row_seconds = max(0.0, longest - shortest) / (MANY_ROWS - FEW_ROWS)
-    free = info.num_pages if history.last is None else history.last.free_pages
-    return Load(
-        prompt_seconds=engine.num_prompt_tokens_left * row_seconds,
-        sequences=engine.num_outstanding,
-        max_sequences=info.max_sequences,
-        turn_seconds=PASSES_PER_ANSWER * shortest / max(1, info.max_sequences),
-        free_pages=free,
-        pass_seconds=shortest,
-        row_seconds=row_seconds,
-        longest=min(info.context_length, info.capacity_tokens),
-    )
+    history = model.statistics.history
+    free = None if history.last is None else history.last.free_pages
+    return load_of_engine(model.engine, model.info, history.times, free)
 
 
 def figures_of(model: LoadedModel) -> Figures:
@@ -76,16 +62,13 @@ def report_of(model: LoadedModel | None, owner: str, key: str, since: int, insta
     """
     if model is None:
         return Report(version(if_not_installed="0"), "", 0, None, None, [], [], is_whole=True)
-    held = pages_for(model, owner, key)
-    change = held.change_since(since if instance == model.books.instance else -1)
-    return Report(
-        version=version(if_not_installed="0"),
-        instance=model.books.instance,
-        number=held.number,
-        model=served_model(model),
-        load=load_of(model),
-        added=[name.hex() for name in change.added],
-        dropped=[name.hex() for name in change.dropped],
-        is_whole=change.is_whole,
+    books = model.books
+    return report_with(
+        version(if_not_installed="0"),
+        served_model(model),
+        load_of(model),
+        pages_for(model, owner, key),
+        instance=books.instance,
+        since=since if instance == books.instance else None,
         figures=figures_of(model),
     )

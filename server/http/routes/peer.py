@@ -5,7 +5,7 @@ A request that comes here runs here: it is never sent on, so that peers cannot s
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from secrets import token_hex
 from typing import Annotated
@@ -14,20 +14,9 @@ from fastapi import Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.page_hashes import page_hashes
-from cluster.wire import (
-    SIGN_OF_LIFE,
-    SIGN_SECONDS,
-    Ask,
-    Emitted,
-    Ended,
-    Failure,
-    Progress,
-    line_of,
-    read_ask,
-    reports,
-)
-from engine.errors import EngineError
+from cluster.answering import AskedTexts, frames_of
+from cluster.wire import SIGN_OF_LIFE, SIGN_SECONDS, Ask, line_of, read_ask, reports
+from engine.errors import EngineDied, EngineError
 from engine.messages import Tokens
 from server.chat.asked_by_peer import check_grammar
 from server.errors import ApiError, as_api_error
@@ -44,8 +33,6 @@ from server.models.replica import pages_for, report_of
 
 api = Api(prefixes=("/v1",))
 api.generating.append("/peer/generate")  # its lines are no events of the API
-
-Frame = Progress | Emitted | Ended | Failure
 
 
 @api.get("/peer")
@@ -85,24 +72,23 @@ async def generate(request: Request) -> Response:
         )
     if ask.message.params.grammar:
         await model.text.call_on_model(check_grammar, ask.message.params.grammar.encode())
-    return _Lines(request, _frames(request, model, ask))
+    return _Lines(request, _lines(request, model, ask))
 
 
-async def _frames(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerator[bytes, None]:
+async def _lines(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerator[bytes, None]:
     """Yield the lines of the answer."""
     owner, models = getattr(request.state, "key", ""), state_of(request).models
-    frames: asyncio.Queue[Frame] = asyncio.Queue()
     # The id may be in use: the same request may have been here a moment ago.
     name = f"{ask.message.request_id}@{token_hex(4)}"
     message = replace(ask.message, request_id=name, key=f"{owner}/{ask.message.key}")
-    texts = _Texts(model, ask, owner, given_key(request.headers))
+    texts = AskedTexts(ask, lambda: pages_for(model, owner, given_key(request.headers)))
     counts = _Counts(measurement_of(request), model, ask)
 
-    def note_prompt(done: int) -> None:
-        counts.note_prompt(done)
-        frames.put_nowait(Progress(done))
+    async def run(on_prompt: Callable[[int], None]) -> AsyncGenerator[Tokens, None]:
+        def note_prompt(done: int) -> None:
+            counts.note_prompt(done)
+            on_prompt(done)
 
-    async def run() -> None:
         try:
             async with models.borrow(model.entry, counts.wait) as borrowed:
                 stream = borrowed.engine.run(
@@ -115,31 +101,21 @@ async def _frames(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenera
                     async for tokens in stream:
                         texts.note(tokens)
                         counts.note(tokens)
-                        frames.put_nowait(Emitted(tokens))
+                        yield tokens
             counts.complete()
-            frames.put_nowait(Ended())
         except EngineError as error:
             counts.fail(as_api_error(error))
-            frames.put_nowait(Failure.of(error))
+            raise
         except ApiError as error:
             counts.fail(error)
-            frames.put_nowait(Failure("died", error.message, error.code))
+            raise EngineDied(error.message, error.code or "engine_died") from error
 
-    task = asyncio.create_task(run(), name=f"peer's {name}")
+    frames = frames_of(run, f"peer's {name}", sign_seconds=SIGN_SECONDS)
     try:
-        while True:
-            try:
-                async with asyncio.timeout(SIGN_SECONDS):
-                    frame = await frames.get()
-            except TimeoutError:
-                yield SIGN_OF_LIFE
-                continue
-            yield line_of(frame)
-            if isinstance(frame, Ended | Failure):
-                return
+        async with contextlib.aclosing(frames):
+            async for frame in frames:
+                yield SIGN_OF_LIFE if frame is None else line_of(frame)
     finally:
-        task.cancel()
-        await asyncio.wait([task])
         counts.leave()
 
 
@@ -184,26 +160,6 @@ class _Counts:
     def leave(self) -> None:
         """Note that the other server left, unless the answer has ended."""
         self._measured.leave()
-
-
-class _Texts:
-    """The texts of one request, whose pages the engine holds when it ends."""
-
-    def __init__(self, model: LoadedModel, ask: Ask, owner: str, key: str) -> None:
-        self._model, self._prompt = model, ask.message.prompt
-        self._owner, self._key = owner, key
-        self._texts: dict[int, list[int]] = {
-            tail.choice: [*tail.ids] for tail in ask.message.emitted
-        }
-
-    def note(self, tokens: Tokens) -> None:
-        """Note tokens of a choice, and its pages when it ends."""
-        text = self._texts.setdefault(tokens.choice, [])
-        if not tokens.is_replayed:
-            text += tokens.ids
-        if tokens.finish is not None:
-            held = pages_for(self._model, self._owner, self._key)
-            held.add(page_hashes([*self._prompt, *text]))
 
 
 class _Lines(Response):
