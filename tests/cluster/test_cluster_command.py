@@ -129,4 +129,4 @@ def test_the_compose_file_has_two_replicas_and_publishes_the_front_end_on_loopba
         assert own["image"] == f"understudy-cluster:{__version__}"
     command = services["front"]["command"][0]
     assert "--replicas 2" in command and "--include-dashboard=false" in command
-    assert services["front"]["build"]["args"]["EXTRAS"] == "cluster"
+    assert services["front"]["build"]["args"]["EXTRAS"] == "cluster,traces"

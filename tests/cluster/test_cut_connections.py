@@ -1,6 +1,7 @@
 """Tests of connections to a peer that are reset, closed or silent in the middle of a stream."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,8 +24,24 @@ class CutPeer:
     def __init__(self, how: str) -> None:
         self._how = how
         self.cut_at: float | None = None
+        self._answering: list[asyncio.Task[None]] = []
 
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of a connection in a task of its own."""
+        self._answering.append(asyncio.create_task(self._serve(reader, writer)))
+
+    async def wait_closed(self) -> None:
+        """Wait until all connections have ended."""
+        await asyncio.gather(*self._answering)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the head hangs up in the middle of a line
+            await self._answer(reader, writer)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (request := await reader.readline()) != b"":
             if request.startswith(b"GET"):
                 await reader.readuntil(b"\r\n\r\n")
@@ -40,17 +57,17 @@ class CutPeer:
                     await reader.read()  # until the head hangs up
                 elif self._how == "reset":
                     writer.transport.abort()
-                writer.close()
                 return
 
 
 @asynccontextmanager
 async def listening(own: CutPeer) -> AsyncIterator[str]:
-    server = await asyncio.start_server(own.answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(own.connected, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        await own.wait_closed()
 
 
 @pytest.mark.parametrize("how", ["reset", "closed", "silent"])
