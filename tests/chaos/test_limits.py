@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,16 @@ from tests.chaos.limits import DRAFTS, TIERS, change_limits, fill_group, lower_g
 SECONDS = 30.0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize(
+    ("tier", "draft"),
+    [
+        pytest.param(
+            *case, marks=pytest.mark.slow if case == ("ram", "subspec") else pytest.mark.long
+        )
+        for case in product(TIERS, DRAFTS)
+    ],
+)
 def test_limits_that_change_under_load_alter_no_text(tier: str, draft: str, tmp_path: Path) -> None:
     found = change_limits(tmp_path, SECONDS, tier, draft, seed=1)
     assert [own for own in found.attempts if own.verdict != "same"] == []
@@ -34,7 +41,7 @@ def group() -> Iterator[MemoryGroup]:
         yield made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_lowered_limit_of_a_cgroup_makes_the_kv_smaller(
     group: MemoryGroup, tmp_path: Path
@@ -45,7 +52,7 @@ def test_a_lowered_limit_of_a_cgroup_makes_the_kv_smaller(
     assert found.held[-1] < 0.9 * found.held[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_full_cgroup_ends_the_engine_alone_and_answers_go_on(
     group: MemoryGroup, tmp_path: Path

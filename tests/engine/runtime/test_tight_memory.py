@@ -53,7 +53,7 @@ def first_start(model: Path, cache: Path, limit: int) -> str:
     return str(found.decode())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_first_start_needs_no_more_than_its_plan_says(tmp_path: Path) -> None:
     try:
