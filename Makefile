@@ -66,7 +66,7 @@ test: $(VENV)/.installed-test ## check format, lint and types, and run the quick
 test-slow: $(VENV)/.installed-test ## run the slow tests, some of which need curl and chromium
 	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m slow $(ARGS)
 
-test-long: $(VENV)/.installed-test ## run the many variations of some slow tests (8 minutes)
+test-long: $(VENV)/.installed-test ## run the many variations of some slow tests (half an hour)
 	$(PYTEST) $(BIN)/pytest -q $(SPREAD) -m long $(ARGS)
 
 lint: $(VENV)/.installed-test

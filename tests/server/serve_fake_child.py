@@ -16,8 +16,11 @@ from tests.server.fake_text import FakeText
 
 def main() -> int:
     engines = functools.partial(EngineClient, target=fake_engine.main)
-    fake = functools.partial(create_app, engine_factory=engines, text=FakeText())
-    with patch("server.cli.serve.create_app", fake):
+    fake = functools.partial(create_app, text=FakeText())
+    with (
+        patch("server.cli.backend.EngineClient", engines),
+        patch("server.cli.serve.create_app", fake),
+    ):
         return cli.main(sys.argv[1:])
 
 
