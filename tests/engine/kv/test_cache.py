@@ -21,6 +21,7 @@ from tests.engine.models import (
     request,
 )
 from tests.engine.page_traffic import Traffic, small_cache
+from tests.variations import variations
 
 
 def test_a_prompt_with_the_same_beginning_shares_its_full_pages() -> None:
@@ -189,7 +190,7 @@ def stored_prefixes(engine: Engine) -> dict[str, tuple[list[int], torch.Tensor, 
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
-@pytest.mark.parametrize("method", ["subspec", "specexec", "ngram"])
+@pytest.mark.parametrize("method", variations(["subspec", "specexec", "ngram"], quick=["specexec"]))
 def test_after_each_pass_the_prefix_is_what_a_plain_forward_stores(
     method: str, ahead: bool
 ) -> None:
@@ -226,7 +227,7 @@ def plain_prefix(plain: Engine, tokens: list[int]) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
-@pytest.mark.parametrize("seed", [0, 9])
+@pytest.mark.parametrize("seed", variations([0, 9], quick=[9]))
 def test_the_separate_draft_model_has_no_holes_in_its_cache(seed: int, ahead: bool) -> None:
     """With seed 0 the draft is the target and all rows are accepted, with seed 9 nearly none."""
     folder = checkpoint("llama", seed=seed)

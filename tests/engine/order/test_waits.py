@@ -16,6 +16,7 @@ from engine.spec import DraftSpec
 from tests.engine.models import SMALL, checkpoint, close_all, load, prompt, request, run
 from tests.engine.order.pretended_cuda import PretendedCuda
 from tests.engine.order.waits import install
+from tests.variations import variations
 
 # Where the host reads results, by the place that reads: once in a draft step, and once for each
 # tree that a pass verifies.
@@ -33,7 +34,7 @@ def asked() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("method", ["subspec", "specexec", "ngram"])
+@pytest.mark.parametrize("method", variations(["subspec", "specexec", "ngram"], quick=["subspec"]))
 def test_the_host_waits_once_in_a_draft_step_and_once_for_each_tree(
     cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

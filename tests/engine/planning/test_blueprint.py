@@ -21,6 +21,7 @@ from tests.engine.checkpoints import FAMILIES, save_tiny
 from tests.engine.gguf_files import Array, Kind, write_gguf
 from tests.engine.weights.formats.quantized_files import FORMATS, write
 from tests.engine.weights.formats.test_linear import mxfp4_checkpoint, quantize_checkpoint
+from tests.variations import variations
 
 
 def both(folder: Path, alone: Path, **target: Any) -> tuple[Any, Any]:
@@ -96,8 +97,16 @@ def differing_types(name: str, values: Array) -> Kind:
 
 @pytest.mark.parametrize(
     ("family", "types", "tied"),
-    [(family, gguf_types, family.startswith("gemma")) for family in FAMILIES]
-    + [("llama", gguf_types, True), ("mixtral", differing_types, False)],
+    variations(
+        [(family, gguf_types, family.startswith("gemma")) for family in FAMILIES]
+        + [("llama", gguf_types, True), ("mixtral", differing_types, False)],
+        quick=[
+            ("gemma3", gguf_types, True),
+            ("llama", gguf_types, True),
+            ("gpt_oss", gguf_types, False),
+            ("mixtral", differing_types, False),
+        ],
+    ),
 )
 def test_blocks_of_gguf_are_known_from_the_configuration(
     family: str, types: Any, tied: bool, tmp_path: Path

@@ -39,6 +39,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.variations import variations
 
 CPU = torch.device("cpu")
 KERNELS: tuple[Kernel, ...] = ("int4", "nf4")
@@ -303,7 +304,7 @@ def test_substitutes_of_an_nf4_target_are_made_of_its_expanded_weights(kernel: K
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])  # biases; a tied head
+@pytest.mark.parametrize("family", variations(["llama", "qwen2", "gemma3"], quick=["gemma3"]))
 def test_a_cached_draft_emits_what_plain_decoding_emits(
     family: str, kernel: Kernel, choose: Callable[[Kernel], None]
 ) -> None:
