@@ -67,6 +67,7 @@ class _Replica:
     pages: set[PageName] = field(default_factory=set)
     unreported: list[Placed] = field(default_factory=list)  # placed since the last report
     num_ended: int = 0  # requests of the last report that have ended since
+    ended_seconds: float = 0.0  # the time that their prompts took
     running: dict[Placed, None] = field(default_factory=dict)  # placed by us, and not ended
     arriving: dict[PageName, int] = field(default_factory=dict)  # pages of `running`, counted
 
@@ -119,7 +120,7 @@ class Placement:
         if distance is not None:
             replica.distance = distance
         change.apply(replica.pages)
-        replica.num_ended = 0
+        replica.num_ended, replica.ended_seconds = 0, 0.0
         replica.unreported = [own for own in replica.unreported if own.placed_at >= asked_at]
 
     def place(
@@ -177,6 +178,7 @@ class Placement:
             replica.unreported.remove(placed)
         else:
             replica.num_ended += 1
+            replica.ended_seconds += placed.work_seconds
 
     def num_placed(self, name: str) -> int:
         """Return how many requests were placed on a replica and have not ended."""
@@ -244,7 +246,8 @@ def _offer(
     count = replica.count_cached(prompt.pages)
     cached = min(count * PAGE_TOKENS, prompt.num_tokens - 1)  # the last token always runs
     work = (prompt.num_tokens - cached) * load.row_seconds
-    ahead = load.prompt_seconds + sum(own.work_seconds for own in replica.unreported)
+    left = max(0.0, load.prompt_seconds - replica.ended_seconds)
+    ahead = left + sum(own.work_seconds for own in replica.unreported)
     busy = max(load.sequences - replica.num_ended, 0) + len(replica.unreported)
     # A request joins the next pass, and the one that runs is half over on average.
     joining = load.pass_seconds / 2 if busy else 0.0

@@ -106,7 +106,7 @@ def test_second_turns_land_where_their_pages_are(fleet: list[DemoServer]) -> Non
     sent = [peer["sent"] - count for peer, count in zip(status(url), before, strict=True)]
     print(f"{landed} of {NUM_CHATS} second turns found their pages; sent to peers: {sent}")
     assert landed >= 0.95 * NUM_CHATS
-    assert all(sent) and sum(sent) < 2 * NUM_CHATS  # all three servers had some of the chats
+    assert 0 < sum(sent) < 2 * NUM_CHATS  # the chats were not all on one server
 
 
 def test_a_stream_whose_server_is_killed_has_the_same_text(fleet: list[DemoServer]) -> None:

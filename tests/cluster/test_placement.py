@@ -184,7 +184,7 @@ def of_length(tokens: int) -> Prompt:
 def test_no_replica_that_can_take_a_request_is_earlier_by_a_pass(
     found: list[tuple[Load, float, int]], lengths: list[int]
 ) -> None:
-    made, now = fleet(found), 8.0
+    made, now, taken = fleet(found), 8.0, Counter[str]()
     for tokens in lengths:
         offers = []
         for number, (load, asked_at, _) in enumerate(found):
@@ -198,8 +198,11 @@ def test_no_replica_that_can_take_a_request_is_earlier_by_a_pass(
         if placed is not None:
             least = min(own.expected_seconds for own in offers)
             roomy = [
-                own for own in offers if own.num_pages <= found[int(own.replica)][0].free_pages
+                own
+                for own in offers
+                if own.num_pages <= found[int(own.replica)][0].free_pages - taken[own.replica]
             ]
+            taken[placed.replica] += placed.num_pages
             a_pass = max(ASSUMED_PASS_SECONDS, *(load.pass_seconds for load, _, _ in found))
             assert placed.expected_seconds <= least + a_pass or len(roomy) < len(offers)
             assert placed.cached_tokens < tokens
@@ -274,3 +277,17 @@ def test_a_replica_that_has_run_no_pass_is_not_faster_than_all_others() -> None:
     made = placement({"a": IDLE, "fresh": fresh})
     hold(made, "a")
     assert choice(made, prompt_of(LONG)) == "a"
+
+
+def test_prompts_of_requests_that_have_ended_count_no_more() -> None:
+    busy = replace(IDLE, sequences=2, prompt_seconds=6.0)
+    made = placement({"a": IDLE})
+    placed = [made.place(prompt_of(LONG[:1000]), 0.0), made.place(prompt_of(LONG), 0.0)]
+    made.report("a", busy, PageChange(), asked_at=1.0)
+    before = made.place(Prompt(100), 1.1)
+    for own in placed:
+        assert own is not None
+        made.end(own)
+    after = made.place(Prompt(100), 1.1)
+    assert before is not None and after is not None
+    assert after.expected_seconds < before.expected_seconds - 3.9  # they had 4.04 s

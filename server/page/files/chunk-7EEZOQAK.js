@@ -1,1 +1,0 @@
-import{i,n as o}from"./chunk-2WFPCZWO.js";var n=i(""),e=0;function a(t){e=n.peek().trimEnd()===t?e+1:0,n.value=t+" ".repeat(e%2)}function c(){return o("div",{class:"only-read","aria-live":"polite","aria-atomic":"true","data-testid":"announcer",children:n.value})}export{a,c as b};

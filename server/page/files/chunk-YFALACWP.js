@@ -1,0 +1,1 @@
+import{n as e}from"./chunk-UTYDC5W2.js";function r({share:t}){return e("svg",{class:"meter","aria-hidden":"true",children:[e("rect",{class:"whole",width:"100%",height:"100%",rx:"2"}),e("rect",{class:"used",width:`${(100*t).toFixed(2)}%`,height:"100%",rx:"2"})]})}export{r as a};
