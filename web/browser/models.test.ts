@@ -17,6 +17,7 @@ const STATUS = {
   object: "status",
   version: "0.1.0",
   state: "running",
+  peers: [],
   uptime_seconds: 100,
   models: [
     {
