@@ -9,12 +9,11 @@ again. This module imports no torch.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from engine.cache_files import cache_root
+from engine.cache_files import cache_root, replace_file
 from engine.errors import ModelError
 from engine.weights.identity import identity_of
 from engine.weights.shards import weight_files
@@ -108,11 +107,4 @@ def _remember(key: str, digest: str) -> None:
     kept = dict(list(known.items())[-MOST_REMEMBERED:])
     root = cache_root()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=root, prefix=".weights.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(kept, file)
-        os.replace(name, root / MEMORY)
-    except BaseException:
-        os.unlink(name)
-        raise
+    replace_file(root / MEMORY, memoryview(json.dumps(kept).encode()))

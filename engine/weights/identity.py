@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cache_files import INDEX
+from engine.errors import ModelError
 from engine.files import read_bytes
 from engine.weights.config_place import CONFIG_NAME
 from engine.weights.shards import LINK_NAME, has_link, weight_files
@@ -26,7 +27,10 @@ def identity_of(folder: Path) -> str:
     """
     digest = hashlib.blake2b(read_bytes(folder / CONFIG_NAME), digest_size=20)
     for path in weight_files(folder):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
         digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     commit = _SNAPSHOT.search(folder.as_posix())
     return f"{commit[1]}-{digest.hexdigest()}" if commit else digest.hexdigest()
@@ -47,9 +51,12 @@ def portable_text(folder: Path) -> str:
 
 def _text_digest(folder: Path, left_out: Sequence[str]) -> str:
     digest = hashlib.blake2b(digest_size=20)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _TEXT_SUFFIXES and path.name not in left_out and path.is_file():
-            status = path.stat()
+    try:
+        found = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    except OSError as error:  # a file was removed meanwhile, or the disk fails
+        raise ModelError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    for path, status in found:
+        if path.suffix in _TEXT_SUFFIXES and path.name not in left_out:
             digest.update(f"\0{path.name}\0{status.st_size}\0".encode())
             if status.st_size <= _LARGEST_TEXT:
                 digest.update(read_bytes(path))

@@ -3,10 +3,11 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
 import pytest
@@ -370,3 +371,19 @@ def test_the_real_library_finds_a_cached_model_offline(
     found = resolve("org/m", None, silent)
     assert found.folder == repository / "snapshots" / COMMIT and found.identity.startswith(COMMIT)
     assert json.loads((found.folder / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("failing", ["iterdir", "stat", "is_file"])
+def test_a_folder_that_cannot_be_read_is_named(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, failing, fail)
+    with pytest.raises(
+        ModelError, match=f"{re.escape(str(tmp_path))}: cannot be read: Input/output error"
+    ):
+        text_digest(tmp_path)
