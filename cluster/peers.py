@@ -71,7 +71,7 @@ class Peer:
         self.num_sent += 1
 
     def count_lost(self) -> None:
-        """Count a request that this peer lost, and that another server goes on with."""
+        """Count a request that was lost here; another server continues it."""
         self.num_lost += 1
 
     def note_problem(self, problem: str) -> None:
@@ -102,14 +102,23 @@ class Peer:
         return ""
 
     def names_beside(self, own: ServedModel) -> frozenset[str]:
-        """Return the fingerprints of its answers, those of this server included if it is equal."""
+        """Return all fingerprints that the answers of this peer may be shown with.
+
+        If it computes the same bits as this server, the fingerprints of this server are among them.
+
+        Args:
+            own: the model that this server has loaded.
+        """
         model = None if self.report is None else self.report.model
         if model is None:
             return frozenset()
         return model.names | own.names if model.computes_as(own.names) else model.names
 
     def fingerprint_beside(self, own: ServedModel) -> str:
-        """Return the fingerprint that its answers get here: that of this server if it is equal."""
+        """Return the fingerprint that clients of this server are shown for answers of this peer.
+
+        If the peer computes the same bits as this server, it is the fingerprint of this server.
+        """
         model = None if self.report is None else self.report.model
         if model is None or model.computes_as(own.names):
             return own.fingerprint
@@ -117,7 +126,7 @@ class Peer:
 
 
 def _difference(model: ServedModel, own: ServedModel) -> str:
-    """Return why a peer's weights do not count as those of this server."""
+    """Return why the weights of a peer (`model`) do not count as equal to ours (`own`)."""
     difference = f"it has other weights or another model loaded ({model.id})"
     unread = [
         f"{who} has read {served.read_share:.0%} of its files"
@@ -183,7 +192,7 @@ class Peers:
             await peer.client.close()
 
     def count_moved(self) -> None:
-        """Count a stream that one server lost and another one goes on with."""
+        """Count a stream that continued on another server after its own server was lost."""
         self.num_moved += 1
 
     async def wait_for_report(self, timeout: float) -> None:

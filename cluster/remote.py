@@ -168,7 +168,11 @@ class Replicas(Peers):
         await super().close()
 
     def ready(self, info: ModelInfo | None = None) -> list[Peer]:
-        """Return the replicas that run a model, or those of exactly this model and fingerprint."""
+        """Return the replicas that have loaded a model.
+
+        Args:
+            info: only replicas with these weights and this fingerprint are returned; None: all.
+        """
         found = [
             peer
             for peer in self.all.values()

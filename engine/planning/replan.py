@@ -123,7 +123,7 @@ class Replanner:
         return self._with_pages(plan, max(over.get(kind, 0) for kind in _OF_DEVICE))
 
     def with_tiers(self, tiers: Sequence[Tier], num_pages: int) -> Plan:
-        """Return the plan with these tiers and so many KV pages, which there are now."""
+        """Return a plan that describes these tiers of the units and this number of KV pages."""
         plan = self._with_tiers(tuple(tiers))
         page = self._demand.host_page_bytes
         lost = (plan.num_pages - num_pages) * page

@@ -49,7 +49,7 @@ class UnwrittenUnits:
         return is_new
 
     def keep(self, index: int, made: Tensor) -> None:
-        """Keep the bytes of a unit, and no longer those of another one."""
+        """Keep the bytes of a unit in memory, in place of the unit that was kept before."""
         self._last = index, made
 
     def made(self, index: int) -> Tensor | None:

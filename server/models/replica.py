@@ -30,7 +30,7 @@ def figures_of(model: LoadedModel) -> Figures:
 
 
 def served_model(model: LoadedModel) -> ServedModel:
-    """Return what peers are told of a loaded model."""
+    """Return the description of a loaded model that peers compare with their own models."""
     info, contents = model.engine.info or model.info, model.contents
     return ServedModel(
         model.entry.id,

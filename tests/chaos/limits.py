@@ -8,6 +8,8 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -83,11 +85,18 @@ def lower_group(folder: Path, seconds: float, group: MemoryGroup, seed: int) -> 
 
     Each limit is a little above what the group holds then. At last there is none any more.
     """
+    with _served_in(group, folder) as demo:
+        return asyncio.run(_lower(demo, seconds, group, seed))
+
+
+@contextmanager
+def _served_in(group: MemoryGroup, folder: Path) -> Iterator[ServedDemo]:
+    """Serve a model with much KV in a cgroup whose limit is `GROUP_BYTES`."""
     group.limit(GROUP_BYTES)
     environment = _environment(folder, f"{DRAFTS['ngram']}max_sequences: 4\n", rope=32)
     demo = ServedDemo(folder, 10.0, model=MODEL, environment=environment, group=group)
     try:
-        return asyncio.run(_lower(demo, seconds, group, seed))
+        yield demo
     finally:
         group.lift_limit()
         demo.stop()
@@ -133,14 +142,8 @@ def fill_group(folder: Path, seconds: float, group: MemoryGroup, seed: int) -> F
 
     The limit stays, so that the engine that is started again has less memory than before.
     """
-    group.limit(GROUP_BYTES)
-    environment = _environment(folder, f"{DRAFTS['ngram']}max_sequences: 4\n", rope=32)
-    demo = ServedDemo(folder, 10.0, model=MODEL, environment=environment, group=group)
-    try:
+    with _served_in(group, folder) as demo:
         return asyncio.run(_fill(demo, seconds, group, seed))
-    finally:
-        group.lift_limit()
-        demo.stop()
 
 
 async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int) -> Found:
@@ -165,7 +168,7 @@ async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int)
 
 
 async def _limit_above(group: MemoryGroup) -> None:
-    """Limit a group to a little more than it holds now."""
+    """Set the memory limit of a cgroup to a little more than its processes hold now."""
     for _ in range(50):
         try:
             group.limit(group.anonymous_bytes + MARGIN_BYTES)

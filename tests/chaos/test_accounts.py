@@ -50,7 +50,7 @@ def test_growth_above_the_bound_is_a_leak_with_its_figures() -> None:
 
 
 def _plain(memory: Sequence[float], engine: int = 1) -> list[Account]:
-    """Return accounts after each 50 requests with so many MB."""
+    """Return one account for each number of MB in `memory`, 50 requests after the one before it."""
     pairs = enumerate(memory)
     return [
         Account(50 * number, {"engine": MB * mb}, {"engine": engine if number else 0})

@@ -99,7 +99,12 @@ class KVFolder:
         return name in self._files
 
     def rest_lengths(self, parent: bytes, kind: Kind) -> list[int]:
-        """Return the tokens of states or partial pages after those of this hash, longest first."""
+        """Return the lengths, in tokens, of the blocks that follow a block, longest first.
+
+        Args:
+            parent: the hash of the block that they follow.
+            kind: partial pages or states.
+        """
         found = [count for own, count in self._rests.get(parent, ()) if own == kind]
         return sorted(found, reverse=True)
 

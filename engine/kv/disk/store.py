@@ -93,7 +93,7 @@ class DiskStore:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether a read takes so long that computing the tokens is better than another read."""
+        """Whether a read of the disk is so late that callers should compute the tokens instead."""
         now = time.monotonic()
         with self._changed:
             return any(now > late for late in self._late.values())

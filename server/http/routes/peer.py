@@ -120,7 +120,7 @@ async def _lines(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerat
 
 
 class _Counts:
-    """What is measured of one request, as of those of clients."""
+    """The measurements of a request that came from another server, for metrics and log."""
 
     def __init__(self, measured: Measurement, model: LoadedModel, ask: Ask) -> None:
         message, params = ask.message, ask.message.params

@@ -15,5 +15,10 @@ def generate(
     n: int = 1,
     **callbacks: Any,
 ) -> AsyncGenerator[Tokens, None]:
-    """Return the stream of a request with this id. `callbacks` are those of `EngineClient.run`."""
+    """Send a request to an engine, and return the stream of its tokens.
+
+    Args:
+        name: the id of the request.
+        callbacks: keyword arguments of `EngineClient.run`.
+    """
     return client.run(Generate(name, tuple(prompt), params, n), **callbacks)
