@@ -47,7 +47,7 @@ MANY_NODES = 1 << 30
 TREES = ", with trees"
 LINK_GBPS = 0.04  # 8 MB per pass take 0.2 s, longer than the compute of eight trees
 SCHEDULE = Schedule(seconds=0.1, burst=8)  # 80 tokens a second for each stream
-PACED_TOKENS = 48
+PACED_TOKENS = 160  # two seconds: with trees, 64 streams are late by some passes
 MODEL_TOKENS = 56
 FIRST_PROMPT = 50  # a token id
 
