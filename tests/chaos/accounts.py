@@ -7,7 +7,7 @@ which neither a warm-up nor a single block of an allocator changes (Theil and Se
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,6 +18,7 @@ from benchmarks.hostile_clients.process_memory import (
     read_proportional_bytes,
     read_resident_bytes,
 )
+from engine.kv.disk.block import BlockName
 from tests.chaos.processes import find_processes
 
 MB = 1_000_000
@@ -135,7 +136,8 @@ def take_account(front_end: int, requests: int, folders: Mapping[str, Path]) -> 
     """Return what a server holds now.
 
     Args:
-        folders: the folders whose files are counted, by name. No process owns them.
+        folders: the folders whose files are counted, by name. No process owns them. Blocks of KV
+            are not counted, because their bytes are bounded.
     """
     own = find_processes(front_end)
     amounts: dict[str, float] = {"front end": read_resident_bytes(front_end)}
@@ -157,5 +159,24 @@ def take_account(front_end: int, requests: int, folders: Mapping[str, Path]) -> 
     return Account(requests, amounts, owners)
 
 
+def find_kv_excess(cache: Path, bound: int) -> list[str]:
+    """Return a failure if the blocks of KV in the cache have more bytes than their bound."""
+    held = 0
+    for file in _files(cache):
+        with suppress(FileNotFoundError):  # it was removed to make room
+            held += file.stat().st_size if _is_block(file) else 0
+    if held <= bound:
+        return []
+    return [f"KV on disk has {held / MB:.1f} MB, at most {bound / MB:.1f} are allowed"]
+
+
 def _count_files(folder: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
+    return sum(not _is_block(file) for file in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+
+
+def _is_block(file: Path) -> bool:
+    return BlockName.parse(file.name) is not None

@@ -21,6 +21,7 @@ from tests.chaos.accounts import (
     MEMORY,
     SHARED_MEMORY,
     Account,
+    find_kv_excess,
     find_leaks,
     find_steady_leaks,
     growths,
@@ -30,7 +31,7 @@ from tests.chaos.accounts import (
 from tests.chaos.faults import Faults
 from tests.chaos.processes import find_processes
 from tests.chaos.schedule import KINDS, Act, make_acts
-from tests.chaos.stage import IDLE_UNLOAD_S, MODELS, Stage, staged
+from tests.chaos.stage import IDLE_UNLOAD_S, KV_DISK_BYTES, MODELS, Stage, staged
 from tests.chaos.witnesses import (
     Known,
     Witness,
@@ -162,6 +163,7 @@ class _Piece:
         self._count(sent)
         own += asyncio.run(self._recover(act))
         own += [f"resting: {fault}" for fault in find_faults(self._stage.demo, self._quiet_pages)]
+        own += find_kv_excess(self._stage.disk / "cache", KV_DISK_BYTES)
         self._account()
         if act.is_calm and not self._accounts_of_plain:
             self._load_plainly()

@@ -18,6 +18,7 @@ from tests.demo_server import COMPILED, ROOT
 
 CLIENT_TIMEOUT_S = 10.0  # so that clients that stall are dropped within an act
 IDLE_UNLOAD_S = 15.0
+KV_DISK_BYTES = 32 << 20  # of idle KV; little, so that some of it is removed all the time
 MODELS = ("disk", "disk-copies", "demo")  # one of them is loaded at the start
 OTHERS = ("demo-plain", "demo-specexec", *MODELS)
 # The demo's target, read from the disk in every pass.
@@ -120,7 +121,8 @@ def _make_disk(disk: Path) -> dict[str, str]:
         own = [*lines, draft, "stream: {tier: disk}"]
         (models / f"{name}.yaml").write_text("\n".join(own) + "\n")
     for file in models.glob("*.yaml"):
-        file.write_text(f"{file.read_text()}idle_unload: {IDLE_UNLOAD_S:g}\n")
+        own = f"idle_unload: {IDLE_UNLOAD_S:g}\nmemory: {{kv_disk: {KV_DISK_BYTES}}}\n"
+        file.write_text(file.read_text() + own)
     for name in ("cache", "tmp", "state", "config"):
         (disk / name).mkdir()
     COMPILED.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from engine.kv.disk.block import BlockName
 from tests.chaos.accounts import (
     MB,
     SLACK_BYTES,
     SLACK_ITEMS,
     Account,
+    find_kv_excess,
     find_leaks,
     find_steady_leaks,
     growths,
@@ -88,6 +91,17 @@ def test_the_account_of_this_process_has_its_descriptors() -> None:
     os.close(reader)
     os.close(writer)
     assert after == before + 2
+
+
+def test_blocks_of_kv_are_measured_by_their_bytes_and_not_counted(tmp_path: Path) -> None:
+    block = BlockName("page", b"p" * 16, b"h" * 16, 0, 64)
+    (tmp_path / "kv").mkdir()
+    (tmp_path / "kv" / str(block)).write_bytes(b"x" * MB)
+    (tmp_path / "kv" / "index.json").touch()
+    account = take_account(os.getpid(), 0, {"cache": tmp_path})
+    assert account.amounts["files in cache"] == 1
+    assert find_kv_excess(tmp_path, MB) == []
+    assert find_kv_excess(tmp_path, MB - 1) == ["KV on disk has 1.0 MB, at most 1.0 are allowed"]
 
 
 KILL, STOP, DISK = "engine: SIGKILL", "engine: stopped", "disk: reads fail"
