@@ -34,11 +34,24 @@ def read_resident_bytes(pid: int) -> int:
 
 def read_proportional_bytes(pid: int) -> int:
     """Return the bytes of a process in which shared pages count in part, 0 if it does not exist."""
+    return _read_rollup(pid, "Pss:")
+
+
+def read_anonymous_bytes(pid: int) -> int:
+    """Return the bytes of a process that belong to no file, 0 if it does not exist.
+
+    Pages that it shares with its children count in part. The part of a library's pages depends on
+    the other programs of the machine, so those are left out.
+    """
+    return _read_rollup(pid, "Pss_Anon:")
+
+
+def _read_rollup(pid: int, name: str) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # the process has ended or is ending
         return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def list_descendants(pid: int) -> list[int]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.hostile_clients.process_memory import (
-    read_proportional_bytes,
+    list_descendants,
+    read_anonymous_bytes,
     read_resident_bytes,
 )
 from engine.kv.disk.block import BlockName
@@ -142,10 +143,11 @@ def take_account(front_end: int, requests: int, folders: Mapping[str, Path]) -> 
     own = find_processes(front_end)
     amounts: dict[str, float] = {"front end": read_resident_bytes(front_end)}
     owners = {"front end": front_end}
-    for name, pid in (("engine", own.engine), ("text", own.text)):
-        if pid is not None:
-            read = read_resident_bytes if name == "engine" else read_proportional_bytes
-            amounts[name], owners[name] = read(pid), pid
+    if own.engine is not None:
+        amounts["engine"], owners["engine"] = read_resident_bytes(own.engine), own.engine
+    if own.text is not None:
+        text = (own.text, *list_descendants(own.text))  # with its workers
+        amounts["text"], owners["text"] = sum(map(read_anonymous_bytes, text)), own.text
     for name, pid in list(owners.items()):
         for what in ("fd", "task"):
             with suppress(OSError):

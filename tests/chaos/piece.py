@@ -16,6 +16,10 @@ from typing import Any
 import httpx
 
 from benchmarks.hostile_clients.hostile_swarm import Sent, hostile_swarm
+from benchmarks.hostile_clients.process_memory import (
+    read_proportional_bytes,
+    read_resident_bytes,
+)
 from benchmarks.hostile_clients.witnesses import find_faults, measure_pages
 from tests.chaos.accounts import (
     MEMORY,
@@ -243,8 +247,8 @@ class _Piece:
                 return ["the model was not unloaded after its idle time"]
             time.sleep(0.5)
         time.sleep(2.0)
-        amounts = take_account(pid, 0, {}).amounts
-        held = amounts["front end"] + amounts.get("text", 0.0)
+        others = [other for other in find_processes(pid).all if other != pid]
+        held = read_resident_bytes(pid) + sum(map(read_proportional_bytes, others))
         self._record.unloaded_mb.append(round(held / 1e6))
         if held > MOST_UNLOADED_BYTES:
             return [f"a server without a model holds {held / 1e6:.0f} MB"]
