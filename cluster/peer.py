@@ -27,6 +27,7 @@ from cluster.wire import (
 REPORT_PATH, GENERATE_PATH = "/v1/peer", "/v1/peer/generate"
 SILENCE_SECONDS = 5 * SIGN_SECONDS  # after which a peer is lost
 CONNECT_SECONDS = 2.0
+ALL_ADDRESSES_FAILED = "All connection attempts failed"  # as anyio says
 LARGEST_REPORT = 16 << 20  # bytes
 
 
@@ -122,8 +123,19 @@ class PeerClient:
                 if response.status_code != 200:
                     raise PeerLost(_explain(response.status_code))
                 yield response
+        except (httpx.ConnectError, httpx.TimeoutException) as error:
+            raise PeerLost(_unreachable(error)) from error
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
             raise PeerLost(str(error) or type(error).__name__) from error
+
+
+def _unreachable(error: httpx.ConnectError | httpx.TimeoutException) -> str:
+    """Return why there is no answer, in the same words for all attempts at a dead machine."""
+    if isinstance(error, httpx.ConnectTimeout) or str(error) == ALL_ADDRESSES_FAILED:
+        return "no server answers there"
+    if isinstance(error, httpx.ConnectError):
+        return str(error) or type(error).__name__
+    return f"it did not answer within {SILENCE_SECONDS:g} seconds"
 
 
 def _explain(status: int) -> str:

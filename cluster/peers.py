@@ -19,6 +19,7 @@ from engine.timing import smoothed
 
 log = logging.getLogger("understudy.cluster")
 
+NO_ANSWER_YET = "it has not answered yet"
 POLL_SECONDS = 1.0
 ROUND_TRIP_WEIGHT = 0.05  # of the newest one, if it is longer than the average
 LONGEST_POLL = 8.0  # seconds between two questions to a peer that does not answer
@@ -54,7 +55,7 @@ class Peer:
     address: Address
     client: Client
     report: Report | None = None
-    problem: str = "it has not answered yet"
+    problem: str = NO_ANSWER_YET
     round_trip: float = 0.0  # seconds
     faulty_until: float = 0.0
     num_sent: int = 0
@@ -246,7 +247,8 @@ class Peers:
         except ValueError as error:
             raise PeerNonsense("its report has names of pages that are none") from error
         if peer.problem:
-            log.info("peer %s: it is back, with %s", peer.name, report.model)
+            is_new = "is there" if peer.problem == NO_ANSWER_YET else "is back"
+            log.info("peer %s: it %s, with %s", peer.name, is_new, report.model or "no model yet")
         peer.report, peer.problem = report, ""
         # A peer that is busy for a moment is no farther away.
         usual = peer.round_trip or took

@@ -131,7 +131,8 @@ class _Session:
     def _run_command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         if name not in self._commands:
-            known = did_you_mean(name, self._commands) or " /help lists the commands."
+            commands = [f"/{own}" for own in self._commands]
+            known = did_you_mean(f"/{name}", commands) or " /help lists the commands."
             raise RemoteError(f"unknown command /{name}.{known}")
         if note := self._commands[name](rest.strip()):
             self._say(note)

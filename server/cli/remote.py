@@ -21,6 +21,7 @@ from server.schemas.status import ServerStatus
 ENV_URL = "UNDERSTUDY_URL"
 ENV_CA = "UNDERSTUDY_CA"
 DEFAULT_PORT = "8000"
+EXAMPLE_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 DONE = "data: [DONE]"
 CONNECT_S = 5.0  # for a connection; an answer may take as long as the load of a model
 HEALTH_S = 10.0  # for the answer of a health check
@@ -75,8 +76,10 @@ class Remote:
         """Raise `RemoteError` unless the server answers that it runs."""
         with self._failures():
             answer = self._client.get("/health", timeout=HEALTH_S)
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise RemoteError(f"{self.url} answers 503: it is stopping")
         if not answer.is_success:
-            raise RemoteError(f"{self.url} answers {answer.status_code}: it is stopping")
+            raise _refusal(answer)
 
     def status(self) -> ServerStatus:
         """Return the state of the server."""
@@ -128,7 +131,7 @@ class Remote:
             if not answer.is_success:
                 answer.read()
                 raise _refusal(answer)
-            for line in answer.iter_lines():
+            for line in _lines(answer, self.url):
                 if line == DONE:
                     return
                 if line.startswith("data: "):
@@ -149,6 +152,14 @@ class Remote:
         return _Failures(self.url)
 
 
+def _lines(answer: httpx.Response, url: str) -> Iterator[str]:
+    """Yield the lines of an answer that has begun."""
+    try:
+        yield from answer.iter_lines()
+    except httpx.TransportError as error:
+        raise Unreachable(f"{url} has ended in the middle of its answer ({error}).") from error
+
+
 class _Failures:
     """A context manager that turns errors of the connection into `Unreachable`."""
 
@@ -161,7 +172,11 @@ class _Failures:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, httpx.TransportError) and (hint := _tls_hint(error, self._url)):
             raise Unreachable(f"the connection to {self._url} failed: {hint}") from error
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol):
+        if isinstance(error, httpx.UnsupportedProtocol):
+            raise Unreachable(
+                f"{escaped(self._url)} is not a URL of a server; write for example {EXAMPLE_URL}"
+            ) from error
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             raise Unreachable(
                 f"no server answers at {self._url}. Start one with `understudy serve`, or name "
                 f"another with --url or {ENV_URL}."

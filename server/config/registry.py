@@ -102,7 +102,7 @@ class Registry:
 def read_entries(folders: Sequence[Path]) -> list[ModelEntry]:
     """Read `models/**/*.yaml` in each folder and return the entries in the folders' order.
 
-    Raises `ConfigError` for the first invalid file.
+    Raises `ConfigError` that names all invalid files.
     """
     return [entry for folder in folders for entry in _read_folder(folder / "models")]
 
@@ -110,12 +110,19 @@ def read_entries(folders: Sequence[Path]) -> list[ModelEntry]:
 def _read_folder(models: Path) -> list[ModelEntry]:
     entries: list[ModelEntry] = []
     owner: dict[str, Path] = {}
+    faults: list[str] = []
     for path in sorted(models.rglob("*.yaml")):
-        entry = read_entry(path, path.relative_to(models).with_suffix("").as_posix())
+        try:
+            entry = read_entry(path, path.relative_to(models).with_suffix("").as_posix())
+        except ConfigError as error:
+            faults.append(str(error))
+            continue
         for name in (entry.id, *entry.aliases):
             if owner.setdefault(name, path) != path:
-                raise ConfigError(f"{path}: aliases: {name!r} is taken by {owner[name]}")
+                faults.append(f"{path}: aliases: {name!r} is taken by {owner[name]}")
         entries.append(entry)
+    if faults:
+        raise ConfigError("\n".join(faults))
     return entries
 
 

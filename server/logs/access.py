@@ -10,6 +10,7 @@ LOGGER = "understudy.access"
 OFF = logging.CRITICAL + 1
 LONGEST_PATH = 200  # characters
 DIGITS = 6  # after the point of seconds
+REPORTS = "/v1/peer"  # asked for every second by each server that has this one as a peer
 
 log = logging.getLogger(LOGGER)
 log.setLevel(OFF)  # until the settings say otherwise
@@ -17,7 +18,7 @@ log.setLevel(OFF)  # until the settings say otherwise
 
 def log_access(measured: Measurement) -> None:
     """Write the line of a request that has ended. It has nothing of queries, headers or bodies."""
-    if not log.isEnabledFor(logging.INFO):
+    if not log.isEnabledFor(logging.INFO) or _is_routine(measured):
         return
     fields = access_fields(measured)
     text = (
@@ -31,6 +32,10 @@ def log_access(measured: Measurement) -> None:
     if measured.route:
         text += f", {fields['outcome']}"
     log.info("%s", text, extra={"fields": fields, **of_request(measured.request_id)})
+
+
+def _is_routine(measured: Measurement) -> bool:
+    return measured.path == REPORTS and measured.status == 200
 
 
 def access_fields(measured: Measurement) -> dict[str, object]:

@@ -41,6 +41,8 @@ def check_object(kind: type[BodyT], data: Mapping[str, Any]) -> BodyT:
 
 
 def _to_api_error(kind: type[Body], error: ErrorDetails) -> ApiError:
+    if error["type"] == "extra_forbidden":  # of a body that has no others in it
+        return _unknown_field(kind, str(error["loc"][0])[:MAX_STEP_LENGTH])
     context = error.get("ctx") or {}
     path = [str(step)[:MAX_STEP_LENGTH] for step in path_in_body(kind, error["loc"])]
     if "field" in context:
@@ -55,6 +57,12 @@ def _to_api_error(kind: type[Body], error: ErrorDetails) -> ApiError:
         return ApiError.missing(".".join(path))
     text = context.get("message") or f"Invalid value for '{param}': {error['msg']}"
     return ApiError(f"{text[:MAX_MESSAGE_LENGTH]}.", code=code, param=param)
+
+
+def _unknown_field(kind: type[Body], name: str) -> ApiError:
+    known = ", ".join(kind.model_fields)
+    message = f"Unknown field {name!r}. The fields of this body are: {known}."
+    return ApiError(message, code="unknown_parameter", param=name)
 
 
 def _error_code(error: ErrorDetails) -> str:

@@ -33,6 +33,12 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
 
+class OwnBody(Body):
+    """The base of bodies that only this API has and that change the server: no field is ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 def field_error(field: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
     """Return an error to be raised by a check of several fields, which names `field`.
 

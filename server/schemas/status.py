@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # typing's own, before 3.12, has no schema in pydantic
 
-from server.schemas.fields import Body
+from server.schemas.fields import OwnBody
 from server.schemas.plans import Size
 
 LONGEST_GRACE_S = 86_400
@@ -149,14 +149,14 @@ class ServerStatus(TypedDict):
     together: Together | None  # null: there are no peers
 
 
-class LimitsRequest(Body):
+class LimitsRequest(OwnBody):
     """Limits of memory for a model that is in memory. null: the limit of the model's file alone."""
 
     device: Size | None = None  # as `memory.device`
     ram: Size | None = None  # as `memory.ram`
 
 
-class UnloadRequest(Body):
+class UnloadRequest(OwnBody):
     """How long requests that hold a model may go on before it is unloaded."""
 
     # seconds; null: the setting `shutdown_timeout`

@@ -1,6 +1,7 @@
 """The front end's handle of one host process: it spawns, commands and ends the process."""
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import signal
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 
 from engine.errors import ModelError
 from engine.log_lines import LogLine, write_line
+from engine.process.signals import group_signals_blocked
 from server.logs.context import create_background_task
 from server.text import frames, host
 from server.text.limits import LOAD, Lane
@@ -46,12 +48,15 @@ class Host:
             target=host.main, args=(theirs, tuple(modules)), name="text host", daemon=True
         )
         try:
-            self._process.start()
+            with group_signals_blocked():
+                self._process.start()
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()  # an open copy here would hide the end of the pipe
+        # At exit multiprocessing sends SIGTERM, which the process ignores, and waits for ever.
+        atexit.register(self._process.kill)
         self._control = ours
         self._ready = asyncio.Event()
         self._loading: asyncio.Future[TextFacts] | None = None
@@ -191,6 +196,7 @@ class Host:
             writer.close()
         await asyncio.to_thread(self._process.join)
         self.exit_code = self._process.exitcode
+        atexit.unregister(self._process.kill)
         self._process.close()
         self._control.close()
         if self._loading is not None and not self._loading.done():

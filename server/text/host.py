@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from engine.errors import ModelError
 from engine.log_lines import LogLine, adopt_libraries, send_logs
+from engine.process.signals import ignore_group_signals
 from server.text import frames, stages, worker
 from server.text.limits import LOAD, MB, Lane, bounded
 from server.text.messages import (
@@ -62,7 +63,7 @@ class _Child:
 
 def main(control: socket.socket, modules: Sequence[str]) -> None:
     """Run the spawned process: import `modules`, then handle messages until `control` is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent reacts
+    ignore_group_signals()
     os.environ.update(ENVIRONMENT)
     for name in modules:
         importlib.import_module(name)

@@ -137,8 +137,8 @@ def take_account(front_end: int, requests: int, folders: Mapping[str, Path]) -> 
     """Return what a server holds now.
 
     Args:
-        folders: the folders whose files are counted, by name. No process owns them. Blocks of KV
-            are not counted, because their bytes are bounded.
+        folders: the folders whose files are counted, by name. No process owns them. Packed units
+            and blocks of KV are not counted: models have so many, and their bytes are bounded.
     """
     own = find_processes(front_end)
     amounts: dict[str, float] = {"front end": read_resident_bytes(front_end)}
@@ -173,7 +173,7 @@ def find_kv_excess(cache: Path, bound: int) -> list[str]:
 
 
 def _count_files(folder: Path) -> int:
-    return sum(not _is_block(file) for file in _files(folder))
+    return sum(not (_is_block(file) or file.suffix == ".unit") for file in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -121,8 +121,8 @@ def _make_disk(disk: Path) -> dict[str, str]:
         own = [*lines, draft, "stream: {tier: disk}"]
         (models / f"{name}.yaml").write_text("\n".join(own) + "\n")
     for file in models.glob("*.yaml"):
-        own = f"idle_unload: {IDLE_UNLOAD_S:g}\nmemory: {{kv_disk: {KV_DISK_BYTES}}}\n"
-        file.write_text(file.read_text() + own)
+        limits = f"idle_unload: {IDLE_UNLOAD_S:g}\nmemory: {{kv_disk: {KV_DISK_BYTES}}}\n"
+        file.write_text(file.read_text() + limits)
     for name in ("cache", "tmp", "state", "config"):
         (disk / name).mkdir()
     COMPILED.mkdir(parents=True, exist_ok=True)

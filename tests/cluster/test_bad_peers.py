@@ -167,7 +167,7 @@ BAD_REPORTS: dict[str, tuple[Answer, str]] = {
     "redirect": (lambda _: httpx.Response(301, headers={"location": "/x"}), "not followed"),
     "key": (lambda _: httpx.Response(401), "does not accept the key"),
     "older": (lambda _: httpx.Response(404), "older"),
-    "silent": (lambda _: httpx.Response(200, stream=Slow()), "silent"),
+    "silent": (lambda _: httpx.Response(200, stream=Slow()), "did not answer"),
     "empty": (
         lambda _: ok(reports.dump_json(replace(REPORT, model=None, load=None))),
         "no model loaded",

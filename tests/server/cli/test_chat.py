@@ -91,7 +91,7 @@ def test_commands_change_what_is_sent(talk: Talk, engines: FakeEngines, home: Pa
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("/pait", "Did you mean paint?"),
+        ("/pait", "Did you mean /paint?"),
         ("/set temprature 1", "Did you mean temperature?"),
         ("/set temperature 9", "temperature"),
         ("/seed x", "is not a seed"),

@@ -51,6 +51,7 @@ async def test_limits_reach_the_engine_of_the_loaded_model(
         ({"ram": "0GiB"}, "ram"),
         ({"ram": 2**60}, "ram"),
         ({"device": [1]}, "device"),
+        ({"rma": "4MiB"}, "rma"),
     ],
 )
 async def test_what_is_no_size_is_refused(
