@@ -135,7 +135,7 @@ def measure_link(lab: Lab, weight: Tensor, copy: Substitute) -> dict[str, float]
     memory = torch.zeros(layout.nbytes, dtype=torch.uint8)
     for view in layout.views(memory).values():
         view.copy_(weight)
-    made, code = encode_unit(layout, memory, dict.fromkeys(names, copy))
+    made, code = encode_unit(layout, memory.clone(), dict.fromkeys(names, copy))
     kept = dict.fromkeys(names, on_device(copy, lab.device))
     plain = SameUnits(layout, memory)
     readers: dict[str, UnitReader] = {

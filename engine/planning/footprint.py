@@ -106,15 +106,16 @@ class Demand:
     def coding_bytes(self) -> int:
         """Return the most host memory that coding a unit takes while a model is loaded.
 
-        It is a bound: the unit, the 4-bit copies of its layer, and twice as much as the unit, since
-        no code is as long as its weights. Beside the code there are first the weights of a matrix,
-        decoded again to be compared, and at the end the code in the layout of the unit.
+        It is a bound: the unit, the 4-bit copies of its layer, and 1.5 times as much as the unit.
+        The codes of all weights are kept until they take the place of the unit. No code of a copy
+        has more than 0.75 times the bytes of its weight, and its parts are there beside it while
+        they are joined.
         """
         if not self.coded_bytes:
             return 0
         copies = self.draft.substitute_bytes or [0] * len(self.unit_bytes)
         layers = [sum(copies[unit] for unit in layer.units) for layer in self.layers]
-        return 3 * max(self.unit_bytes) + max([*layers, copies[-1]])
+        return 5 * max(self.unit_bytes) // 2 + max([*layers, copies[-1]])
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""

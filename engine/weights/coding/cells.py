@@ -6,7 +6,7 @@ the group. An index of as many bits as the cell needs names one of them. Widths 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -34,6 +34,7 @@ from engine.weights.coding.escapes import (
     PLACES,
     VALUES,
     coded_bytes,
+    escapes_between,
     list_escapes,
     put_escapes,
 )
@@ -116,12 +117,16 @@ class Substitute:
         """Return how many weights share a scale."""
         return 2 * self.pairs.numel() // (self.scales.numel() // (2 if self.is_int4 else 1))
 
+    @property
+    def columns(self) -> int:
+        """Return the columns of the weight."""
+        return self.group * self.scales.shape[0 if self.is_int4 else 1]
+
     def codes(self, rows: slice) -> Tensor:
         """Return the codes of some rows of the weight, int64 [rows, columns]."""
         own = slice(self.first + rows.start, self.first + rows.stop)
         if self.order is not None:
-            columns = self.group * self.scales.shape[0 if self.is_int4 else 1]
-            return self.order.codes(self.pairs, own, columns)
+            return self.order.codes(self.pairs, own, self.columns)
         pairs = self.pairs[own]
         return torch.stack([pairs >> 4, pairs & 15], -1).flatten(1).long()
 
@@ -182,6 +187,16 @@ def encode_within(
     stream, starts = _write(indices, torch.cat(widths))
     fields = {STREAM: stream, STARTS: starts} | list_escapes(bits, is_escape)
     return None if most is not None and coded_bytes(fields) > most else fields
+
+
+def part(
+    fields: Mapping[str, Tensor], substitute: Substitute, rows: range
+) -> tuple[dict[str, Tensor], Substitute]:
+    """Return the fields of some rows of a weight, and their substitute."""
+    columns = substitute.columns
+    own = {STREAM: fields[STREAM], STARTS: fields[STARTS][rows.start : rows.stop]}
+    own |= escapes_between(fields, rows.start * columns, rows.stop * columns)
+    return own, replace(substitute, first=substitute.first + rows.start)
 
 
 def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) -> None:

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 CODE_VERSION = 1  # raised when the same weights begin to give other bytes
 SUFFIXES = (cells.STREAM, exponents.EXPONENTS)  # the first field of each code: no other has it
 _WORTH = 0.75  # share of a weight's bytes that the code of exponents takes at least
+_COMPARED = 1 << 21  # weights that are decoded at a time, to be compared with those that were coded
+_STEP = 16  # rows that are decoded together
 LEAST_WEIGHTS = 4096  # of a weight that is coded; smaller ones are not worth the fields
 
 
@@ -30,6 +32,7 @@ def encode(weight: Tensor, substitute: Substitute | None) -> dict[str, Tensor] |
     """
     if weight.dtype != torch.bfloat16 or weight.numel() < LEAST_WEIGHTS:
         return None
+    weight = weight.contiguous()
     fields = None
     if substitute is not None and cells.supports(substitute):
         fields = cells.encode_within(weight, substitute, int(_WORTH * weight.nbytes))
@@ -37,9 +40,7 @@ def encode(weight: Tensor, substitute: Substitute | None) -> dict[str, Tensor] |
         fields = exponents.encode(weight, weight.nbytes - 1)
     if fields is None:
         return None
-    again = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    decode(fields, substitute, again)
-    if not _same_bits(again, weight.contiguous()):
+    if not _decodes_to(fields, substitute, weight):
         log.error("a coded weight decodes to other bits on this machine: it stays plain")
         return None
     return fields
@@ -52,6 +53,30 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute | None, out: Ten
     else:
         assert substitute is not None, "the weight was coded with a substitute"
         cells.decode(fields, substitute, out)
+
+
+def _decodes_to(
+    fields: Mapping[str, Tensor], substitute: Substitute | None, weight: Tensor
+) -> bool:
+    """Return whether fields decode to a contiguous weight, in every bit.
+
+    They are decoded in parts that stay in the cache until they are compared.
+    """
+    items = weight if cells.STREAM in fields else weight.view(-1)  # rows, or weights
+    size = items[0].numel()
+    step = max(_STEP, _COMPARED // size // _STEP * _STEP)
+    memory = torch.empty(min(step, len(items)) * size, dtype=weight.dtype)
+    for first in range(0, len(items), step):
+        wanted = items[first : first + step]
+        out = memory[: wanted.numel()].view(wanted.shape)
+        if substitute is not None and cells.STREAM in fields:
+            rows = range(first, first + len(wanted))
+            decode(*cells.part(fields, substitute, rows), out)
+        else:
+            decode(exponents.part(fields, first, first + len(wanted)), None, out)
+        if not _same_bits(out, wanted):
+            return False
+    return True
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -25,6 +25,14 @@ def list_escapes(weights: Tensor, is_escape: Tensor) -> dict[str, Tensor]:
     return {PLACES: places.to(torch.int32), VALUES: weights.view(-1)[places]}
 
 
+def escapes_between(fields: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Return the fields of the escapes of the weights from `first` to before `last`."""
+    places = fields[PLACES]
+    ends = torch.tensor([first, last], dtype=places.dtype)
+    own = slice(*torch.searchsorted(places, ends).tolist())
+    return {PLACES: places[own] - first, VALUES: fields[VALUES][own]}
+
+
 def put_escapes(fields: Mapping[str, Tensor], out: Tensor) -> None:
     """Write the escapes among `fields` into decoded weights, which are contiguous."""
     places = fields[PLACES]

@@ -15,7 +15,9 @@ from engine.triton_kernels import weight_decoder
 from engine.weights.coding.escapes import (
     ESCAPE_BYTES,
     MOST_WEIGHTS,
-    coded_bytes,
+    PLACES,
+    VALUES,
+    escapes_between,
     list_escapes,
     put_escapes,
 )
@@ -37,30 +39,23 @@ def encode(weight: Tensor, most: int | None = None) -> dict[str, Tensor] | None:
     if weight.numel() % 2 or not 0 < weight.numel() <= MOST_WEIGHTS:
         return None
     bits = weight.contiguous().view(torch.int16).view(-1)
-    if can_fill(weight):
-        table = _most_frequent(torch.from_numpy(compiled.count(bits.view(torch.uint16).numpy())))
-        exponents = torch.empty(len(bits) // 2, dtype=torch.uint8)
-        fractions = torch.empty(len(bits), dtype=torch.uint8)
-        found = compiled.encode(
-            bits.view(torch.uint16).numpy(),
-            table.numpy(),
-            exponents.numpy(),
-            fractions.view(torch.uint16).numpy(),
-        )
-        is_escape = torch.from_numpy(found)
-    else:
-        table = _most_frequent(_count_exponents(bits))
-        own = (bits.int() >> 7) & 255
-        matches = own.unsqueeze(-1) == table
-        number = matches.byte().argmax(-1).byte()
-        is_escape = ~matches.any(-1)
-        exponents = number[::2] << 4 | number[1::2]
-        fractions = ((bits.int() >> 8) & 128 | bits.int() & 127).byte()
-    fields = {EXPONENTS: exponents, FRACTIONS: fractions, TABLE: table}
-    nbytes = coded_bytes(fields) + ESCAPE_BYTES * int(is_escape.count_nonzero())
+    is_compiled = can_fill(weight)
+    counts = _count_compiled(bits) if is_compiled else _count_exponents(bits)
+    table = _most_frequent(counts)
+    escapes = len(bits) - int(counts[table.long()].sum())
+    nbytes = len(bits) * 3 // 2 + _SIZE + ESCAPE_BYTES * escapes
     if most is not None and nbytes > most:
         return None
-    return fields | list_escapes(bits, is_escape)
+    return _encode_compiled(bits, table, escapes) if is_compiled else _encode(bits, table)
+
+
+def part(fields: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Return the fields of the weights from `first` to before `last`, which are even."""
+    return {
+        EXPONENTS: fields[EXPONENTS][first // 2 : last // 2],
+        FRACTIONS: fields[FRACTIONS][first:last],
+        TABLE: fields[TABLE],
+    } | escapes_between(fields, first, last)
 
 
 def decode(fields: Mapping[str, Tensor], out: Tensor) -> None:
@@ -81,6 +76,39 @@ def decode(fields: Mapping[str, Tensor], out: Tensor) -> None:
         bits = (rest & 128) << 8 | own << 7 | rest & 127
         out.view(torch.int16).view(-1).copy_(bits.short())
     put_escapes(fields, out)
+
+
+def _encode(bits: Tensor, table: Tensor) -> dict[str, Tensor]:
+    own = (bits.int() >> 7) & 255
+    matches = own.unsqueeze(-1) == table
+    number = matches.byte().argmax(-1).byte()
+    exponents = number[::2] << 4 | number[1::2]
+    fractions = ((bits.int() >> 8) & 128 | bits.int() & 127).byte()
+    fields = {EXPONENTS: exponents, FRACTIONS: fractions, TABLE: table}
+    return fields | list_escapes(bits, ~matches.any(-1))
+
+
+def _encode_compiled(bits: Tensor, table: Tensor, escapes: int) -> dict[str, Tensor]:
+    exponents = torch.empty(len(bits) // 2, dtype=torch.uint8)
+    fractions = torch.empty(len(bits), dtype=torch.uint8)
+    places, values = compiled.encode(
+        bits.view(torch.uint16).numpy(),
+        table.numpy(),
+        exponents.numpy(),
+        fractions.numpy(),
+        escapes,
+    )
+    return {
+        EXPONENTS: exponents,
+        FRACTIONS: fractions,
+        TABLE: table,
+        PLACES: torch.from_numpy(places).view(torch.int32),
+        VALUES: torch.from_numpy(values).view(torch.int16),
+    }
+
+
+def _count_compiled(bits: Tensor) -> Tensor:
+    return torch.from_numpy(compiled.count(bits.view(torch.uint16).numpy()))
 
 
 def _count_exponents(bits: Tensor) -> Tensor:

@@ -25,21 +25,28 @@ def encode_unit(
     """Return the layout and the bytes of a unit whose weights are coded where that is shorter.
 
     Args:
-        layout, memory: the unit with plain weights.
+        layout, memory: the unit with plain weights. The bytes that are returned lie in this memory,
+            in place of them, unless they are more.
         substitutes: the 4-bit copies of weights, by name, in the order of rows.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in layout.views(memory).items():
         fields = encode(tensor, substitutes.get(name))
         if fields is None:
-            tensors[name] = tensor
+            tensors[name] = tensor.clone()  # its memory is written to
         else:
             tensors |= {name + suffix: field for suffix, field in fields.items()}
     specs = {name: (own.dtype, tuple(own.shape)) for name, own in tensors.items()}
     coded = lay_out(layout.name, specs)
-    made = torch.zeros(coded.nbytes, dtype=torch.uint8)
-    for name, view in coded.views(made).items():
-        view.copy_(tensors[name])
+    made = memory[: coded.nbytes]
+    if coded.nbytes > layout.nbytes:  # small weights, and gaps between their fields
+        made = torch.empty(coded.nbytes, dtype=torch.uint8)
+    end = 0
+    for field in coded.fields:
+        made[end : field.offset] = 0  # the checksum includes the gaps
+        end = field.offset + field.nbytes
+        made[field.offset : end].view(field.dtype).view(field.shape).copy_(tensors[field.name])
+    made[end:] = 0
     return coded, made
 
 

@@ -200,7 +200,7 @@ def test_coded_weights_take_half_of_the_ram() -> None:
     assert coded.plan.ram_unit_bytes == coded.plan.tiers.count("ram") * CODED
     staging = CODED_STAGING * CODED  # on the device, from which units are decoded
     assert coded.plan.ring_bytes == coded.plan.slots * DENSE + staging
-    assert coded.demand.coding_bytes == 3 * DENSE
+    assert coded.demand.coding_bytes == 5 * DENSE // 2
     assert coded.plan.making_bytes == 0  # the units are loaded after it, into the same RAM
     assert plain.demand.coding_bytes == 0
 

@@ -18,6 +18,7 @@ from tests.engine.weights.coding.kinds import (
     of_bits,
     trained,
     usual,
+    with_some,
 )
 
 ROWS, COLUMNS = 19, 1152  # rows beside those of a vector, and a second segment
@@ -51,17 +52,35 @@ def test_weights_of_any_kind_keep_every_bit(kind: str, form: str) -> None:
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_exponents_of_any_kind_keep_every_bit(kind: str) -> None:
     torch.manual_seed(0)
-    weight = WEIGHTS[kind](ROWS, COLUMNS)
+    assert_exponents_keep_every_bit(WEIGHTS[kind](ROWS, COLUMNS))
+
+
+@given(seed=st.integers(0, 1 << 32), pairs=st.integers(1, 100), spread=st.integers(1, 300))
+def test_exponents_of_any_number_of_weights_keep_every_bit(
+    seed: int, pairs: int, spread: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    exponent = torch.randint(spread, (2 * pairs,), generator=generator) % 256
+    rest = torch.randint(256, (2 * pairs,), generator=generator)
+    bits = exponent << 7 | (rest & 127) | (rest >> 7) << 15
+    assert_exponents_keep_every_bit(of_bits(bits - (bits >> 15 << 16)))
+
+
+def assert_exponents_keep_every_bit(weight: Tensor) -> None:
+    """Assert that both ways of coding exponents agree, and give back the weight."""
     found = exponents.encode(weight)
-    assert found is not None
     with compiler.switched_off():
         wanted = exponents.encode(weight)
-    assert wanted is not None
+    assert found is not None and wanted is not None
+    assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], field) for name, field in wanted.items())
+    nbytes = escapes.coded_bytes(found)
     for way in (nullcontext, compiler.switched_off):
         out = torch.full_like(weight, 7.0)
         with way():
             exponents.decode(found, out)
+            assert exponents.encode(weight, nbytes - 1) is None
+            assert exponents.encode(weight, nbytes) is not None
         assert same_bits(out, weight), way
 
 
@@ -110,16 +129,17 @@ def test_groups_of_zeros_take_no_bits_and_other_zeros_few(form: str) -> None:
     assert len(some[escapes.PLACES]) < weight.numel() / 200
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, ""])
 def test_any_number_of_threads_gives_the_same_bits(form: str) -> None:
     torch.manual_seed(0)
-    weight, before = usual(300, 1024), torch.get_num_threads()
-    copy, found = copy_of(weight, form), []
+    weight, before = usual(403, 1024), torch.get_num_threads()
+    copy, found = copy_of(weight, form) if form else None, []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            fields, out = cells.encode(weight, copy), torch.empty_like(weight)
-            cells.decode(fields, copy, out)
+            fields, out = coded.encode(weight, copy), torch.empty_like(weight)
+            assert fields is not None and len(fields[escapes.PLACES])
+            coded.decode(fields, copy, out)
             assert same_bits(out, weight)
             found.append(fields)
     finally:
@@ -200,18 +220,58 @@ def test_damaged_fields_reach_no_other_memory(damage: str) -> None:
         assert not same_bits(out, weight)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_a_coded_weight_are_a_coded_weight(form: str) -> None:
+    torch.manual_seed(0)
+    weight = with_some(0.1)(100, 1152)
+    copy = copy_of(weight, form)
+    fields = cells.encode(weight, copy)
+    before = Substitute(copy.pairs, copy.scales, first=30)
+    for kept, rows in ((copy, range(100)), (copy, range(30, 51)), (before, range(16, 17))):
+        own = kept.first + rows.start
+        out = torch.empty(len(rows), 1152, dtype=weight.dtype)
+        if kept is before:
+            fields, _ = cells.part(fields, copy, range(30, 100))
+        coded.decode(*cells.part(fields, kept, rows), out)
+        assert same_bits(out, weight[own : own + len(rows)])
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 6000), (0, 2), (4446, 4448), (2000, 5998)])
+def test_a_part_of_coded_exponents_is_a_coded_weight(first: int, last: int) -> None:
+    torch.manual_seed(0)
+    weight = with_some(0.0)(6000)
+    fields = exponents.encode(weight)
+    assert fields is not None
+    out = torch.empty(last - first, dtype=weight.dtype)
+    exponents.decode(exponents.part(fields, first, last), out)
+    assert same_bits(out, weight[first:last])
+
+
+def damaged(fields: dict[str, Tensor] | None, field: str, at: int) -> dict[str, Tensor]:
+    assert fields is not None
+    fields[field].view(torch.uint8)[at] ^= 1
+    return fields
+
+
+@pytest.mark.parametrize("at", [0, -9])
 def test_an_encoder_that_is_wrong_is_found(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weight = usual(64, 128)
-    right = cells.encode_within
-
-    def wrong(weight: Tensor, substitute: Substitute, most: int) -> dict[str, Tensor]:
-        fields = right(weight, substitute, most)
-        assert fields is not None
-        fields[cells.STREAM][7] ^= 1
-        return fields
-
-    monkeypatch.setattr(cells, "encode_within", wrong)
+    """In the first and in the last part that is decoded to be compared."""
+    monkeypatch.setattr(coded, "_COMPARED", 1 << 12)
+    weight = usual(72, 128)
+    right, by_exponents = cells.encode_within, exponents.encode
+    assert coded.encode(weight, copy_of(weight, "int4 32")) is not None
+    monkeypatch.setattr(cells, "encode_within", lambda *own: damaged(right(*own), cells.STREAM, at))
     assert coded.encode(weight, copy_of(weight, "int4 32")) is None
     assert "decodes to other bits" in caplog.text
+    caplog.clear()
+    for field in (exponents.EXPONENTS, exponents.FRACTIONS):
+        assert coded.encode(weight, None) is not None
+        with monkeypatch.context() as own:
+            own.setattr(
+                exponents, "encode", lambda *a, name=field: damaged(by_exponents(*a), name, at)
+            )
+            assert coded.encode(weight, None) is None
+        assert "decodes to other bits" in caplog.text
+        caplog.clear()
