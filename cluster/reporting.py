@@ -22,18 +22,42 @@ def load_of_engine(
         times: the seconds of its passes, with their drafts, by their rows.
         free_pages: of the latest pass; None before the first one.
     """
-    shortest = times.expect(FEW_ROWS) or 0.0
-    longest = times.expect(MANY_ROWS) or 0.0
-    row_seconds = max(0.0, longest - shortest) / (MANY_ROWS - FEW_ROWS)
-    return Load(
-        prompt_seconds=engine.num_prompt_tokens_left * row_seconds,
+    return load_with(
+        times,
+        prompt_tokens=engine.num_prompt_tokens_left,
         sequences=engine.num_outstanding,
         max_sequences=info.max_sequences,
-        turn_seconds=PASSES_PER_ANSWER * shortest / max(1, info.max_sequences),
         free_pages=info.num_pages if free_pages is None else free_pages,
+        longest=min(info.context_length, info.capacity_tokens),
+    )
+
+
+def load_with(
+    times: StepTimes,
+    *,
+    prompt_tokens: int,
+    sequences: int,
+    max_sequences: int,
+    free_pages: int,
+    longest: int,
+) -> Load:
+    """Return the load of an engine whose passes took these times; the rest is as in `Load`.
+
+    Args:
+        prompt_tokens: those that it has not computed yet.
+    """
+    shortest = times.expect(FEW_ROWS) or 0.0
+    many = times.expect(MANY_ROWS) or 0.0
+    row_seconds = max(0.0, many - shortest) / (MANY_ROWS - FEW_ROWS)
+    return Load(
+        prompt_seconds=prompt_tokens * row_seconds,
+        sequences=sequences,
+        max_sequences=max_sequences,
+        turn_seconds=PASSES_PER_ANSWER * shortest / max(1, max_sequences),
+        free_pages=free_pages,
         pass_seconds=shortest,
         row_seconds=row_seconds,
-        longest=min(info.context_length, info.capacity_tokens),
+        longest=longest,
     )
 
 
