@@ -93,7 +93,7 @@ def measured_speeds(passes: Sequence[PassStats], sizes: Sizes) -> Speeds:
 
 def _computing_seconds(own: PassStats) -> float:
     """Return the seconds of a pass without those in which it waited for weights."""
-    return max(own.draft_ms + own.pass_ms - own.copy_stall_ms - own.ahead_ms, 0.0) / 1e3
+    return max(own.draft_ms + own.pass_ms - own.waited_ms, 0.0) / 1e3
 
 
 def _figures(real: Measured, simulated: Outcome, speeds: Speeds, sessions: int) -> Figures:

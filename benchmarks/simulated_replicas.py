@@ -6,6 +6,7 @@ from random import Random
 
 from benchmarks.cluster_sessions import SessionPlan, TurnPlan
 from cluster.page_hashes import PAGE_TOKENS
+from cluster.pass_speeds import PassSpeeds
 from cluster.report import Load, PageChange, PageName
 from cluster.reporting import load_with
 from engine.sequences.scheduler import PLANNED_SLOWDOWN
@@ -30,11 +31,14 @@ class Speeds:
     pages: int  # KV pages, those in host memory included
     longest: int  # tokens of a prompt and its answer
 
+    def computing_seconds(self, rows: int, pairs: float) -> float:
+        """Return the seconds in which `rows` rows are computed that attend to `pairs` tokens."""
+        padded = -(-rows // TILE) * TILE
+        return (self.rows.expect(padded) or 0.0) + pairs * self.pair_seconds
+
     def pass_seconds(self, rows: int, pairs: float) -> float:
         """Return the seconds of a pass of `rows` rows that attend to `pairs` tokens in all."""
-        padded = -(-rows // TILE) * TILE
-        computing = (self.rows.expect(padded) or 0.0) + pairs * self.pair_seconds
-        return max(self.link_seconds, computing) + self.host_seconds
+        return max(self.link_seconds, self.computing_seconds(rows, pairs)) + self.host_seconds
 
 
 @dataclass(eq=False)
@@ -117,7 +121,7 @@ class Replica:
         self._change = PageChange(is_whole=True)
         self._added: set[PageName] = set()
         self._dropped: set[PageName] = set()
-        self._times = StepTimes()  # as an engine learns them
+        self._shown = PassSpeeds()  # as an engine learns them
 
     @property
     def num_requests(self) -> int:
@@ -157,7 +161,8 @@ class Replica:
                 rows += run
                 pairs += run * (turn.session.tokens - turn.rows_left - run / 2)
         seconds = self.speeds.pass_seconds(rows, pairs)
-        self._times.observe(rows, seconds)
+        computing = self.speeds.host_seconds + self.speeds.computing_seconds(rows, pairs)
+        self._shown.observe(rows, seconds, waited=seconds - computing)
         return seconds
 
     def _prompt_budget(self, rows: int, pairs: float) -> int:
@@ -225,7 +230,7 @@ class Replica:
         pending = sum(turn.rows_left for turn in (*self.running, *self.waiting))
         used = sum(turn.session.tokens // PAGE_TOKENS for turn in self.running)
         return load_with(
-            self._times,
+            self._shown,
             prompt_tokens=pending,
             sequences=self.num_requests,
             max_sequences=speeds.max_sequences,

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.address import Address
 from cluster.answering import Frame
+from cluster.hop import trace_headers
 from cluster.peer import PeerLost
 from cluster.peers import Peer, Peers
 from cluster.replica import Event, Told
@@ -62,7 +63,9 @@ class Transport(Protocol):
     async def tell(self, replica: str, since: int, instance: str, events_since: int) -> Told:
         """Return what `Replica.tell` says."""
 
-    def generate(self, replica: str, ask: Ask) -> AsyncGenerator[Frame | None, None]:
+    def generate(
+        self, replica: str, ask: Ask, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Frame | None, None]:
         """Return what `Replica.generate` yields. Closing it ends the request there."""
 
     async def deployed(self) -> Deployed:
@@ -73,6 +76,7 @@ class ReplicaClient:
     """The requests to one replica.
 
     Args:
+        version: that of this server.
         may_move: returns whether another replica can go on with streams of a fingerprint.
         on_event: is called with what its engine reports.
     """
@@ -81,10 +85,11 @@ class ReplicaClient:
         self,
         name: str,
         transport: Transport,
+        version: str,
         may_move: Callable[[str], bool],
         on_event: Callable[[Event], None],
     ) -> None:
-        self._name, self._transport = name, transport
+        self._name, self._transport, self._version = name, transport, version
         self._may_move, self._on_event = may_move, on_event
         self._told = -1  # the number of the last event
         self._is_leaving = False
@@ -99,6 +104,7 @@ class ReplicaClient:
         except TimeoutError as error:
             raise PeerLost("it does not answer") from error
         took = time.monotonic() - asked
+        _check_version(told, self._version)
         for event in told.events:
             self._on_event(event)
         self._told = told.number
@@ -114,7 +120,8 @@ class ReplicaClient:
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Frame, None]:
         """Yield the frames of a request up to `Ended` or `Failure`. Raise `PeerLost` before."""
-        stream, num_closes = self._transport.generate(self._name, ask), self._num_closes
+        headers, num_closes = dict(trace_headers.get()()), self._num_closes
+        stream = self._transport.generate(self._name, ask, headers)
         async with aclosing(stream):
             while True:
                 if self._num_closes > num_closes:
@@ -136,8 +143,21 @@ class ReplicaClient:
         self._num_closes += 1
 
 
+def _check_version(told: object, version: str) -> None:
+    """Raise `PeerLost` for what a replica of another version tells: its objects may be others."""
+    theirs = getattr(getattr(told, "report", None), "version", None)
+    if not isinstance(told, Told) or theirs != version:
+        raise PeerLost(
+            f"it runs version {theirs or 'unknown'} of Understudy, and this server {version}: all "
+            "machines of a cluster need the same one"
+        )
+
+
 class Replicas(Peers):
     """The replicas of one model, which come and go.
+
+    Args:
+        version: that of this server, which replicas must have too.
 
     Attributes:
         transport: the way to them.
@@ -145,9 +165,9 @@ class Replicas(Peers):
 
     runs_here = False
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, version: str) -> None:
         super().__init__((), self._new_client)
-        self.transport = transport
+        self.transport, self._version = transport, version
         self._clients: dict[str, ReplicaClient] = {}
         self._callbacks = NO_CALLBACKS
         self._watching: asyncio.Task[None] | None = None
@@ -184,7 +204,9 @@ class Replicas(Peers):
         return [peer for peer in found if not peer.reason_against(own, own.names, None)]
 
     def _new_client(self, address: Address) -> ReplicaClient:
-        client = ReplicaClient(address.url, self.transport, self._may_move, self._pass_on)
+        client = ReplicaClient(
+            address.url, self.transport, self._version, self._may_move, self._pass_on
+        )
         self._clients[address.url] = client
         return client
 
@@ -324,7 +346,10 @@ class RemoteEngine:
     async def _describe_first(self) -> ModelInfo:
         while True:
             try:
-                return await self._replicas.transport.describe(ANY)
+                await self._replicas.transport.describe(ANY)  # waits for one, of any version
+                while not (ready := self._replicas.ready()):
+                    await self._replicas.wait_for_report(WATCH_SECONDS)
+                return await self._replicas.transport.describe(ready[0].name)
             except PeerLost as error:  # it died just now
                 log.warning("%s: %s", self._id, error)
                 await asyncio.sleep(WATCH_SECONDS)

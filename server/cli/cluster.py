@@ -30,6 +30,7 @@ from server.version import version
 
 if TYPE_CHECKING:
     from cluster.app import Options
+    from server.traces.replicas import ReplicaTraces
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -70,7 +71,7 @@ def open_cluster(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray: {error}") from error
     signals.handle_again()  # Ray has set a handler of its own
-    replicas = Replicas(app.Handles(name))
+    replicas = Replicas(app.Handles(name), version(if_not_installed="0"))
     return Backend(
         Registry([entry], entry.id, strict=settings.strict_model),
         functools.partial(RemoteEngine, replicas=replicas),
@@ -108,7 +109,30 @@ class Deployment(Section):
             max_queue=settings.max_queue,
             drain_seconds=settings.load_timeout,
             threads=os.environ.get(THREADS),
+            open_traces=(
+                functools.partial(open_replica_traces, _otel_variables(os.environ))
+                if settings.traces
+                else None
+            ),
         )
+
+
+def open_replica_traces(variables: Mapping[str, str]) -> "ReplicaTraces":
+    """Return the traces of the replica whose process this is.
+
+    Args:
+        variables: those of OpenTelemetry where the replicas were deployed.
+    """
+    from server.traces.exporting import export_traces
+    from server.traces.replicas import ReplicaTraces
+
+    os.environ.update(variables)  # OpenTelemetry reads them there
+    traces = export_traces(os.environ)
+    return ReplicaTraces(traces, traces.close)
+
+
+def _otel_variables(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith("OTEL_")}
 
 
 def application(args: dict[str, object]) -> Any:

@@ -1,0 +1,22 @@
+"""Tests of the speed that an engine reports."""
+
+import pytest
+
+from cluster.pass_speeds import FEW_ROWS, MANY_ROWS, PassSpeeds
+
+
+def test_nothing_is_known_before_the_first_pass() -> None:
+    speeds = PassSpeeds()
+    assert (speeds.pass_seconds, speeds.row_seconds) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("link_seconds", [0.0, 0.1, 5.0])
+def test_rows_take_the_time_in_which_they_are_computed(link_seconds: float) -> None:
+    """Also where a pass waits for its weights longer than its rows take."""
+    speeds = PassSpeeds()
+    for rows in (FEW_ROWS, 512, MANY_ROWS):
+        computing = 0.01 + rows * 1e-4
+        seconds = max(computing, link_seconds)
+        speeds.observe(rows, seconds, waited=seconds - computing)
+    assert speeds.pass_seconds == pytest.approx(max(link_seconds, 0.01 + FEW_ROWS * 1e-4))
+    assert speeds.row_seconds == pytest.approx(1e-4)
