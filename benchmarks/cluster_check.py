@@ -137,7 +137,7 @@ def summary(outcome: Outcome) -> dict[str, float]:
         "first token p90 (s)": percentile(outcome.first_token, 0.9),
         "first token mean (s)": statistics.fmean(outcome.first_token),
         "prompt tokens stored": outcome.cached_tokens / outcome.prompt_tokens,
-        "later turns that returned": outcome.returned / outcome.later_turns,
+        "later turns that returned": outcome.returned / max(1, outcome.later_turns),
         "tokens/s of an answer": statistics.fmean(outcome.rates),
     }
 

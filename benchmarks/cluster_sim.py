@@ -68,6 +68,7 @@ HEADER = (
     "streams moved",
     "their pause p50 (s)",
     "lost",
+    "a choice p50 (µs)",
 )
 
 
@@ -115,8 +116,8 @@ class Estimated:
     def choose(self, turn: Turn, names: Sequence[int], now: float) -> int | None:
         tokens = turn.session.tokens
         prompt = Prompt(tokens, turn.session.pages(tokens), tokens + turn.tokens_left)
-        allowed = set(map(str, names))
-        placed = self._placement.place(prompt, now, allowed.__contains__)
+        allowed = set(names)
+        placed = self._placement.place(prompt, now, lambda name: int(name) in allowed)
         if placed is None:
             return None
         self._placed[turn] = placed
@@ -202,6 +203,7 @@ def figures(name: str, outcome: Outcome) -> dict[str, str]:
         f"{outcome.moved:,}",
         f"{percentile(outcome.pauses, 0.5):.2f}" if outcome.pauses else "-",
         str(outcome.lost),
+        f"{1e6 * percentile(outcome.choice_seconds, 0.5):.0f}",
     )
     return dict(zip(HEADER, cells, strict=True))
 

@@ -1,6 +1,7 @@
 """Sessions on many simulated replicas that die, come back and are upgraded."""
 
 import heapq
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +50,7 @@ class Outcome:
     prompt_tokens: int = 0
     later_turns: int = 0  # turns after the first one of their session
     returned: int = 0  # of them those that began where the turn before had ended
+    choice_seconds: list[float] = field(default_factory=list, compare=False)  # of this computer
 
     def note_first_token(self, turn: Turn, now: float) -> None:
         """Count a request whose first token came just now."""
@@ -161,7 +163,9 @@ class _Run:
             if not any(own.is_up and own.version == turn.version for own in self._replicas):
                 self.outcome.lost += 1
                 return
+        began = time.perf_counter()
         name = self._policy.choose(turn, open_, self.now) if open_ else None
+        self.outcome.choice_seconds.append(time.perf_counter() - began)
         if name is None:
             self._at(self.now + self._scenario.report_seconds, lambda: self._submit(turn))
             return

@@ -55,7 +55,6 @@ class Options:
     """How the replicas of a model are deployed.
 
     Args:
-        version: of the program.
         gpus: of each replica.
         drain_seconds: for which a replica that is taken away may go on with streams that no other
             one can go on with.
@@ -64,7 +63,6 @@ class Options:
             traced.
     """
 
-    version: str
     scaling: Scaling
     gpus: float
     max_queue: int
@@ -83,7 +81,6 @@ class ReplicaActor:
         self._tracing = None if options.open_traces is None else options.open_traces()
         self._replica = Replica(
             spec,
-            version=options.version,
             max_queue=options.max_queue,
             wait_limit=options.scaling.wait_seconds,
             observe=no_observer if self._tracing is None else self._tracing.observe,

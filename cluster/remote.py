@@ -21,6 +21,7 @@ from cluster.peers import Peer, Peers
 from cluster.replica import Event, Told
 from cluster.served_model import ServedModel
 from cluster.wire import Ask, Report
+from engine import __version__
 from engine.errors import EngineDied, ModelError, RequestError
 from engine.messages import Generate, LoadProgress, ModelInfo, Tokens
 from engine.moves import LimitMemory
@@ -76,7 +77,6 @@ class ReplicaClient:
     """The requests to one replica.
 
     Args:
-        version: that of this server.
         may_move: returns whether another replica can go on with streams of a fingerprint.
         on_event: is called with what its engine reports.
     """
@@ -85,11 +85,10 @@ class ReplicaClient:
         self,
         name: str,
         transport: Transport,
-        version: str,
         may_move: Callable[[str], bool],
         on_event: Callable[[Event], None],
     ) -> None:
-        self._name, self._transport, self._version = name, transport, version
+        self._name, self._transport = name, transport
         self._may_move, self._on_event = may_move, on_event
         self._told = -1  # the number of the last event
         self._is_leaving = False
@@ -104,7 +103,7 @@ class ReplicaClient:
         except TimeoutError as error:
             raise PeerLost("it does not answer") from error
         took = time.monotonic() - asked
-        _check_version(told, self._version)
+        _check_version(told)
         for event in told.events:
             self._on_event(event)
         self._told = told.number
@@ -143,21 +142,18 @@ class ReplicaClient:
         self._num_closes += 1
 
 
-def _check_version(told: object, version: str) -> None:
+def _check_version(told: object) -> None:
     """Raise `PeerLost` for what a replica of another version tells: its objects may be others."""
     theirs = getattr(getattr(told, "report", None), "version", None)
-    if not isinstance(told, Told) or theirs != version:
+    if not isinstance(told, Told) or theirs != __version__:
         raise PeerLost(
-            f"it runs version {theirs or 'unknown'} of Understudy, and this server {version}: all "
-            "machines of a cluster need the same one"
+            f"it runs version {theirs or 'unknown'} of Understudy, and this server {__version__}; "
+            "all machines of a cluster need the same one"
         )
 
 
 class Replicas(Peers):
     """The replicas of one model, which come and go.
-
-    Args:
-        version: that of this server, which replicas must have too.
 
     Attributes:
         transport: the way to them.
@@ -165,9 +161,9 @@ class Replicas(Peers):
 
     runs_here = False
 
-    def __init__(self, transport: Transport, version: str) -> None:
+    def __init__(self, transport: Transport) -> None:
         super().__init__((), self._new_client)
-        self.transport, self._version = transport, version
+        self.transport = transport
         self._clients: dict[str, ReplicaClient] = {}
         self._callbacks = NO_CALLBACKS
         self._watching: asyncio.Task[None] | None = None
@@ -204,9 +200,7 @@ class Replicas(Peers):
         return [peer for peer in found if not peer.reason_against(own, own.names, None)]
 
     def _new_client(self, address: Address) -> ReplicaClient:
-        client = ReplicaClient(
-            address.url, self.transport, self._version, self._may_move, self._pass_on
-        )
+        client = ReplicaClient(address.url, self.transport, self._may_move, self._pass_on)
         self._clients[address.url] = client
         return client
 

@@ -18,6 +18,7 @@ from cluster.queue_waits import QueueWaits, WaitFigures
 from cluster.reporting import load_of_engine, report_with
 from cluster.served_model import ServedModel
 from cluster.wire import Ask, Failure, Report
+from engine import __version__
 from engine.errors import EngineDied, EngineError
 from engine.messages import ModelInfo, PassStats, Tokens
 from engine.process.callbacks import EngineCallbacks
@@ -60,7 +61,7 @@ class Replica:
     """One engine, and what front ends ask of it.
 
     Args:
-        version: of the program.
+        version: of the program; tests give another one.
         wait_limit: seconds, above which the wait of a request is a long one.
         observe: returns the observer of a request, which may trace it.
         make_engine: makes the engine; tests give a fake.
@@ -70,7 +71,7 @@ class Replica:
         self,
         spec: ModelSpec,
         *,
-        version: str,
+        version: str = __version__,
         max_queue: int,
         wait_limit: float,
         observe: Observe = no_observer,

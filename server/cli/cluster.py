@@ -26,7 +26,6 @@ from server.config.files import (
 )
 from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings, load_settings
-from server.version import version
 
 if TYPE_CHECKING:
     from cluster.app import Options
@@ -71,7 +70,7 @@ def open_cluster(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray: {error}") from error
     signals.handle_again()  # Ray has set a handler of its own
-    replicas = Replicas(app.Handles(name), version(if_not_installed="0"))
+    replicas = Replicas(app.Handles(name))
     return Backend(
         Registry([entry], entry.id, strict=settings.strict_model),
         functools.partial(RemoteEngine, replicas=replicas),
@@ -101,7 +100,6 @@ class Deployment(Section):
         from cluster.app import Options, gpus_per_replica
 
         return Options(
-            version=version(if_not_installed="0"),
             scaling=Scaling(
                 self.replicas, self.max_replicas or self.replicas, self.up_wait, self.down_idle
             ),

@@ -14,6 +14,7 @@ from cluster.peer import PeerLost
 from cluster.remote import ANY, Deployed, RemoteEngine, Replicas
 from cluster.replica import Replica, Told
 from cluster.wire import Ask
+from engine import __version__
 from engine.messages import ModelInfo, PassStats
 from engine.spec import ModelSpec, TargetSpec
 from server.config.registry import ModelEntry, Registry
@@ -26,7 +27,6 @@ from tests.server.conftest import client_of
 from tests.server.fake_engine import FakeEngines, Script
 from tests.server.fake_text import FakeText
 
-VERSION = "1"
 SPEC = ModelSpec("main", TargetSpec("nowhere"))
 PASS = PassStats(rows=64, sequences=1, accepted=1, draft_ms=0.0, pass_ms=20.0, link_gbps=1.0)
 
@@ -57,7 +57,7 @@ class Near:
         *,
         wait_limit: float = 2.0,
         observe: Observe = no_observer,
-        version: str = VERSION,
+        version: str = __version__,
     ) -> Own:
         """Add a replica whose model is loaded."""
         engines = FakeEngines(script)
@@ -148,7 +148,7 @@ async def front(
     near: Near, *, traces: Traces | None = None, **settings: Any
 ) -> AsyncIterator[Front]:
     """Serve a front end in front of the replicas of a transport."""
-    replicas = Replicas(near, VERSION)
+    replicas = Replicas(near)
     entry = ModelEntry("main", SPEC, 1700000000)
     app = create_app(
         Settings(**settings),
