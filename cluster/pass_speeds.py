@@ -2,7 +2,7 @@
 
 from engine.timing import StepTimes
 
-FEW_ROWS, MANY_ROWS = 64, 2048  # of passes, between which the time of a row is taken
+FEW_ROWS = 64  # are computed at once, so that a pass of fewer rows is not shorter
 
 
 class PassSpeeds:
@@ -22,6 +22,7 @@ class PassSpeeds:
             seconds: its duration, with its draft.
             waited: the part of it in which nothing was computed, because weights were missing.
         """
+        rows = max(rows, FEW_ROWS)
         self._whole.observe(rows, seconds)
         self._computing.observe(rows, max(0.0, seconds - waited))
 
@@ -33,5 +34,4 @@ class PassSpeeds:
     @property
     def row_seconds(self) -> float:
         """The time that each row of a prompt takes; 0 before the first pass."""
-        few, many = self._computing.expect(FEW_ROWS), self._computing.expect(MANY_ROWS)
-        return max(0.0, (many or 0.0) - (few or 0.0)) / (MANY_ROWS - FEW_ROWS)
+        return self._computing.row_seconds

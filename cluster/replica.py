@@ -148,7 +148,6 @@ class Replica:
             return
         message = replace(ask.message, request_id=name)
         texts = AskedTexts(ask, lambda: self._books.of(OWNER, info.num_pages))
-
         observer = self._observe(info.model_id, ask, headers)
 
         async def run(on_prompt: Callable[[int], None]) -> AsyncGenerator[Tokens, None]:

@@ -20,3 +20,20 @@ def test_rows_take_the_time_in_which_they_are_computed(link_seconds: float) -> N
         speeds.observe(rows, seconds, waited=seconds - computing)
     assert speeds.pass_seconds == pytest.approx(max(link_seconds, 0.01 + FEW_ROWS * 1e-4))
     assert speeds.row_seconds == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        [(4000, 0.4)],  # of prompts alone, on a replica that has just begun
+        [(2000, 0.2), (4000, 0.4), (8000, 0.8)],
+        [(1, 0.0064), (8, 0.0064), (16, 0.0064)],  # of answers alone
+    ],
+)
+def test_rows_are_not_free_where_few_sizes_of_passes_have_run(
+    passes: list[tuple[int, float]],
+) -> None:
+    speeds = PassSpeeds()
+    for rows, computing in passes:
+        speeds.observe(rows, 1.0, waited=1.0 - computing)
+    assert speeds.row_seconds == pytest.approx(1e-4)
