@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.pass_speeds import FEW_ROWS, MANY_ROWS, PassSpeeds
+from cluster.pass_speeds import FEW_ROWS, PassSpeeds
 
 
 def test_nothing_is_known_before_the_first_pass() -> None:
@@ -14,7 +14,7 @@ def test_nothing_is_known_before_the_first_pass() -> None:
 def test_rows_take_the_time_in_which_they_are_computed(link_seconds: float) -> None:
     """Also where a pass waits for its weights longer than its rows take."""
     speeds = PassSpeeds()
-    for rows in (FEW_ROWS, 512, MANY_ROWS):
+    for rows in (FEW_ROWS, 512, 2048):
         computing = 0.01 + rows * 1e-4
         seconds = max(computing, link_seconds)
         speeds.observe(rows, seconds, waited=seconds - computing)
