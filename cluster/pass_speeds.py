@@ -1,5 +1,6 @@
 """The speed of an engine, learned from its passes, as it is reported to others."""
 
+from engine.messages import PassStats
 from engine.timing import StepTimes
 
 FEW_ROWS = 64  # are computed at once, so that a pass of fewer rows is not shorter
@@ -14,6 +15,11 @@ class PassSpeeds:
 
     def __init__(self) -> None:
         self._whole, self._computing = StepTimes(), StepTimes()
+
+    def add(self, stats: PassStats) -> None:
+        """Record a pass by its figures. While it drafts ahead, it computes no rows of its own."""
+        seconds = (stats.draft_ms + stats.pass_ms) / 1e3
+        self.observe(stats.rows, seconds, (stats.copy_stall_ms + stats.ahead_ms) / 1e3)
 
     def observe(self, rows: int, seconds: float, waited: float) -> None:
         """Record a pass.

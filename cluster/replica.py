@@ -187,9 +187,7 @@ class Replica:
             self._books.clear()
         if args and isinstance(args[0], PassStats):
             stats = args[0]
-            self._speeds.observe(
-                stats.rows, (stats.draft_ms + stats.pass_ms) / 1e3, stats.waited_ms / 1e3
-            )
+            self._speeds.add(stats)
             self._free_pages = stats.free_pages
         self._number += 1
         self._events.append((self._number, (name, args)))

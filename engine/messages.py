@@ -362,11 +362,6 @@ class PassStats:
     undrafted: int = 0  # decoding sequences without a draft, because it would not pay
     states: StateStats | None = None  # None: there are no recurrent layers
 
-    @property
-    def waited_ms(self) -> float:
-        """The time of the pass in which it computed nothing of its own."""
-        return self.copy_stall_ms + self.ahead_ms
-
 
 @dataclass(frozen=True)
 class Audited:

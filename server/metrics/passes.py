@@ -106,7 +106,7 @@ class PassHistory:
         self._recent.append(_Pass(now - took, now, self.sums))
         self.sums = self.sums.plus(stats)
         self.last = stats
-        self.speeds.observe(stats.rows, took, stats.waited_ms / 1e3)
+        self.speeds.add(stats)
         self._forget(now)
 
     def recent(self) -> RecentPasses:
