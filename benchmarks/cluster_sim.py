@@ -15,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.cluster_sessions import Traffic, agents, chats
 from benchmarks.cluster_traffic import Outcome, Policy, Scenario, simulate
 from benchmarks.command import make_parser
 from benchmarks.simulated_replicas import Replica, Speeds, Turn
@@ -41,17 +42,19 @@ GIB = 1 << 30
 # An RTX 4090 that lends 8 GB to the model; what it expands does not matter here.
 DEVICE = (1000.0, 110.0)  # GB/s of its memory, TFLOP/s of dense products
 SEQUENCES = 16
-SCENARIOS = {
-    "100 replicas, agents, 7 sessions/s": Scenario(100, "agents", 7.0, 600.0, 200.0),
-    "100 replicas, agents, 4 sessions/s": Scenario(100, "agents", 4.0, 600.0, 200.0),
-    "100 replicas, chats, 10 sessions/s": Scenario(100, "chats", 10.0, 500.0, 200.0),
-    "100 replicas, agents, 7 sessions/s, reports every 4 s": Scenario(
-        100, "agents", 7.0, 600.0, 200.0, report_seconds=4.0
+SCENARIOS: dict[str, tuple[Traffic, Scenario]] = {
+    "100 replicas, agents, 7 sessions/s": (agents(7.0), Scenario(100, 600.0, 200.0)),
+    "100 replicas, agents, 4 sessions/s": (agents(4.0), Scenario(100, 600.0, 200.0)),
+    "100 replicas, chats, 10 sessions/s": (chats(10.0), Scenario(100, 500.0, 200.0)),
+    "100 replicas, agents, 7 sessions/s, reports every 4 s": (
+        agents(7.0),
+        Scenario(100, 600.0, 200.0, report_seconds=4.0),
     ),
-    "100 replicas, agents, 7 sessions/s, a rolling upgrade": Scenario(
-        100, "agents", 7.0, 1200.0, 200.0, upgrade_at=250.0
+    "100 replicas, agents, 7 sessions/s, a rolling upgrade": (
+        agents(7.0),
+        Scenario(100, 1200.0, 200.0, upgrade_at=250.0),
     ),
-    "1,000 replicas, agents, 70 sessions/s": Scenario(1000, "agents", 70.0, 200.0, 100.0),
+    "1,000 replicas, agents, 70 sessions/s": (agents(70.0), Scenario(1000, 200.0, 100.0)),
 }
 HEADER = (
     "placement",
@@ -60,10 +63,12 @@ HEADER = (
     "p90 (s)",
     "p99 (s)",
     "prompt tokens stored",
+    "later turns that returned",
     "tokens/s of an answer",
     "streams moved",
     "their pause p50 (s)",
     "lost",
+    "a choice p50 (µs)",
 )
 
 
@@ -111,8 +116,8 @@ class Estimated:
     def choose(self, turn: Turn, names: Sequence[int], now: float) -> int | None:
         tokens = turn.session.tokens
         prompt = Prompt(tokens, turn.session.pages(tokens), tokens + turn.tokens_left)
-        allowed = set(map(str, names))
-        placed = self._placement.place(prompt, now, allowed.__contains__)
+        allowed = set(names)
+        placed = self._placement.place(prompt, now, lambda name: int(name) in allowed)
         if placed is None:
             return None
         self._placed[turn] = placed
@@ -163,7 +168,7 @@ class SessionHash(_WithoutReports):
     """The replica that a rendezvous hash gives to the session, among those that are up."""
 
     def choose(self, turn: Turn, names: Sequence[int], now: float) -> int | None:
-        key = blake2b(turn.session.number.to_bytes(8, "big"), digest_size=8)
+        key = blake2b(turn.session.plan.number.to_bytes(8, "big"), digest_size=8)
 
         def rank(name: int) -> bytes:
             own = key.copy()
@@ -193,10 +198,12 @@ def figures(name: str, outcome: Outcome) -> dict[str, str]:
         f"{len(outcome.first_token):,}",
         *(f"{seconds:.2f}" for seconds in first),
         f"{outcome.cached_tokens / max(1, outcome.prompt_tokens):.0%}",
+        f"{outcome.returned / max(1, outcome.later_turns):.0%}",
         f"{mean(outcome.rates):.1f}" if outcome.rates else "-",
         f"{outcome.moved:,}",
         f"{percentile(outcome.pauses, 0.5):.2f}" if outcome.pauses else "-",
         str(outcome.lost),
+        f"{1e6 * percentile(outcome.choice_seconds, 0.5):.0f}",
     )
     return dict(zip(HEADER, cells, strict=True))
 
@@ -208,11 +215,12 @@ def main() -> None:
     options = parser.parse_args()
     speeds = plan_speeds()
     found = {}
-    for title, scenario in SCENARIOS.items():
+    for title, (traffic, scenario) in SCENARIOS.items():
         if options.only not in title:
             continue
         rows = [
-            figures(name, simulate(scenario, speeds, policy())) for name, policy in POLICIES.items()
+            figures(name, simulate(scenario, traffic.sessions(), speeds, policy()))
+            for name, policy in POLICIES.items()
         ]
         found[title] = rows
         if not options.json:

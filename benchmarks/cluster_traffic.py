@@ -1,21 +1,19 @@
-"""Simulated traffic of sessions on many replicas that die, come back and are upgraded."""
+"""Sessions on many simulated replicas that die, come back and are upgraded."""
 
 import heapq
-import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Literal, Protocol
+from typing import Protocol
 
+from benchmarks.cluster_sessions import SessionPlan
 from benchmarks.simulated_replicas import Replica, Session, Speeds, Turn
 
 RESTART_SECONDS = 60.0
 DRAIN_SECONDS = 30.0  # that a replica's requests have before they move
 UPGRADED_AT_ONCE = 0.05  # share of the replicas
-NUM_TEMPLATES = 20
-MEAN_TURNS, MEAN_ANSWER, MEAN_PAUSE = 6.0, 300.0, 20.0  # more turns; tokens; seconds
-LONGEST_ADDED = 30_000
 
 
 @dataclass(frozen=True)
@@ -23,19 +21,16 @@ class Scenario:
     """What happens in a simulation. Times are in seconds.
 
     Args:
-        traffic: agents add long results of tools to their prompts, chats short questions.
-        rate: new sessions a second.
+        seconds: when it ends.
+        warm_up: requests that arrive before are not measured.
         report_seconds: between two reports of a replica.
         mean_life: of a replica until it dies; 0: none dies.
         upgrade_at: when a rolling upgrade begins; None: there is none.
-        warm_up: requests that arrive before are not measured.
     """
 
     replicas: int
-    traffic: Literal["agents", "chats"]
-    rate: float
     seconds: float
-    warm_up: float
+    warm_up: float = 0.0
     report_seconds: float = 1.0
     mean_life: float = 3600.0
     upgrade_at: float | None = None
@@ -53,6 +48,19 @@ class Outcome:
     lost: int = 0  # streams that no replica of their version was left for
     cached_tokens: int = 0
     prompt_tokens: int = 0
+    later_turns: int = 0  # turns after the first one of their session
+    returned: int = 0  # of them those that began where the turn before had ended
+    choice_seconds: list[float] = field(default_factory=list, compare=False)  # of this computer
+
+    def note_first_token(self, turn: Turn, now: float) -> None:
+        """Count a request whose first token came just now."""
+        session = turn.session
+        self.first_token.append(now - turn.arrived)
+        self.cached_tokens += turn.cached
+        self.prompt_tokens += session.tokens - turn.emitted
+        if session.ran_at is not None:
+            self.later_turns += 1
+            self.returned += turn.ran_at == session.ran_at
 
 
 class Policy(Protocol):
@@ -74,9 +82,11 @@ class Policy(Protocol):
         """Note that a replica has died, or restarts with nothing stored."""
 
 
-def simulate(scenario: Scenario, speeds: Speeds, policy: Policy) -> Outcome:
-    """Run a scenario and return what was measured."""
-    run = _Run(scenario, speeds, policy)
+def simulate(
+    scenario: Scenario, sessions: Iterable[SessionPlan], speeds: Speeds, policy: Policy
+) -> Outcome:
+    """Run a scenario with these sessions, which are in order, and return what was measured."""
+    run = _Run(scenario, sessions, speeds, policy)
     run.start()
     while run.now <= scenario.seconds and run.events:
         run.step()
@@ -86,17 +96,22 @@ def simulate(scenario: Scenario, speeds: Speeds, policy: Policy) -> Outcome:
 class _Run:
     """One simulation, as a queue of events."""
 
-    def __init__(self, scenario: Scenario, speeds: Speeds, policy: Policy) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        sessions: Iterable[SessionPlan],
+        speeds: Speeds,
+        policy: Policy,
+    ) -> None:
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.now = 0.0
         self.outcome = Outcome()
         self._scenario, self._policy = scenario, policy
-        self._random = Random(scenario.seed)
+        self._sessions = iter(sessions)
         passes = Random(scenario.seed + 1)  # so that all policies get the same traffic
         self._failures = Random(scenario.seed + 2)
         self._replicas = [Replica(speeds, passes) for _ in range(scenario.replicas)]
-        self._longest = speeds.longest
-        self._num_events = self._num_sessions = 0
+        self._num_events = 0
 
     def start(self) -> None:
         """Schedule the first events."""
@@ -110,7 +125,7 @@ class _Run:
                 self._at(self._life(), partial(self._die, name))
         if scenario.upgrade_at is not None:
             self._at(scenario.upgrade_at, lambda: self._upgrade(0))
-        self._at(scenario.report_seconds, self._new_session)
+        self._await_session()
 
     def step(self) -> None:
         """Let the next event happen."""
@@ -126,23 +141,19 @@ class _Run:
 
     # -- sessions
 
-    def _new_session(self) -> None:
-        self._at(self.now + self._random.expovariate(self._scenario.rate), self._new_session)
-        self._num_sessions += 1
-        own = Random(self._scenario.seed * 1_000_003 + self._num_sessions)
-        turns = 1 + int(own.expovariate(1 / MEAN_TURNS))
-        session = Session(self._num_sessions, own.randrange(NUM_TEMPLATES), turns)
-        self._begin_turn(session, own)
+    def _await_session(self) -> None:
+        """Schedule the next session."""
+        plan = next(self._sessions, None)
+        if plan is not None:
+            self._at(plan.begins, lambda: self._begin_session(Session(plan)))
 
-    def _begin_turn(self, session: Session, own: Random) -> None:
-        mean, spread = (7.6, 1.1) if self._scenario.traffic == "agents" else (6.2, 0.9)
-        answer = max(20, int(own.expovariate(1 / MEAN_ANSWER)))
-        session.tokens += min(int(math.exp(own.gauss(mean, spread))), LONGEST_ADDED)
-        session.turns_left -= 1
-        if session.tokens + answer > self._longest:
-            return  # the conversation has become too long
-        turn = Turn(session, self.now, answer, own)
-        self._submit(turn)
+    def _begin_session(self, session: Session) -> None:
+        self._await_session()
+        self._begin_turn(session)
+
+    def _begin_turn(self, session: Session) -> None:
+        if session.turns:
+            self._submit(Turn(session, session.begin_turn(), self.now))
 
     def _submit(self, turn: Turn) -> None:
         """Place a request, or the rest of a stream."""
@@ -152,15 +163,18 @@ class _Run:
             if not any(own.is_up and own.version == turn.version for own in self._replicas):
                 self.outcome.lost += 1
                 return
+        began = time.perf_counter()
         name = self._policy.choose(turn, open_, self.now) if open_ else None
+        self.outcome.choice_seconds.append(time.perf_counter() - began)
         if name is None:
             self._at(self.now + self._scenario.report_seconds, lambda: self._submit(turn))
             return
-        cached = self._replicas[name].add(turn)
-        if turn.arrived > self._scenario.warm_up:
-            self.outcome.cached_tokens += cached
-            self.outcome.prompt_tokens += turn.session.tokens
+        self._replicas[name].add(turn)
+        turn.ran_at = name
         self._run_pass(name)
+
+    def _is_measured(self, turn: Turn) -> bool:
+        return turn.arrived >= self._scenario.warm_up
 
     # -- replicas
 
@@ -177,7 +191,7 @@ class _Run:
         replica = self._replicas[name]
         if replica.generation != generation:
             return
-        passed = replica.end_pass(self.now)
+        passed = replica.end_pass()
         for turn in passed.began:
             self._note_token(turn)
         for turn in passed.ended:
@@ -187,7 +201,7 @@ class _Run:
 
     def _note_token(self, turn: Turn) -> None:
         """Measure the first token of a request on its replica."""
-        is_measured = turn.arrived > self._scenario.warm_up
+        is_measured = self._is_measured(turn)
         if turn.lost is not None:
             if is_measured:
                 self.outcome.pauses.append(self.now - turn.lost)
@@ -195,18 +209,15 @@ class _Run:
         if turn.began is None:
             turn.began = self.now
             if is_measured:
-                self.outcome.first_token.append(self.now - turn.arrived)
+                self.outcome.note_first_token(turn, self.now)
 
     def _note_end(self, turn: Turn) -> None:
-        if (
-            turn.began is not None
-            and self.now > turn.began
-            and turn.arrived > self._scenario.warm_up
-        ):
+        session = turn.session
+        session.ran_at = turn.ran_at
+        if turn.began is not None and self.now > turn.began and self._is_measured(turn):
             self.outcome.rates.append(turn.emitted / (self.now - turn.began))
-        if turn.session.turns_left > 0:
-            pause = turn.random.expovariate(1 / MEAN_PAUSE)
-            self._at(self.now + pause, lambda: self._begin_turn(turn.session, turn.random))
+        if session.turns:
+            self._at(self.now + session.turns[0].pause, lambda: self._begin_turn(session))
 
     def _report(self, name: int) -> None:
         replica = self._replicas[name]

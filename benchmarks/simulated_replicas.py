@@ -1,23 +1,24 @@
-"""Replicas of a model that are simulated pass by pass, with the speeds of a plan."""
+"""Replicas of a model that are simulated pass by pass, with the speeds of a plan or of a run."""
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from random import Random
 
+from benchmarks.cluster_sessions import SessionPlan, TurnPlan
 from cluster.page_hashes import PAGE_TOKENS
+from cluster.pass_speeds import PassSpeeds
 from cluster.report import Load, PageChange, PageName
+from cluster.reporting import load_with
+from engine.sequences.scheduler import PLANNED_SLOWDOWN
 from engine.spec import TILE
-from engine.timing import StepTimes, smoothed
+from engine.timing import StepTimes
 
-MAX_SLOWDOWN = 1.25  # the longest pass with prompt rows, relative to one without
-TEMPLATE_PAGES = 32  # of a system prompt that sessions share
-SPREAD = 0.4  # the standard deviation of the tokens a pass, relative to their mean
-TURN_SMOOTHING = 0.2
+SPREAD = 0.4  # the standard deviation of the drafted tokens of a pass, relative to their mean
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """The speeds and sizes of a plan."""
+    """The speeds and sizes of a replica."""
 
     link_seconds: float  # in which the weights of a pass travel
     host_seconds: float  # of a pass, beside everything else
@@ -30,38 +31,50 @@ class Speeds:
     pages: int  # KV pages, those in host memory included
     longest: int  # tokens of a prompt and its answer
 
-    @property
-    def row_seconds(self) -> float:
-        """The seconds that a further row of a long prompt takes."""
-        most = self.max_rows
-        return ((self.rows.expect(most) or 0.0) - (self.rows.expect(TILE) or 0.0)) / (most - TILE)
-
-    @property
-    def shortest_pass(self) -> float:
-        """The seconds of a pass in which the link hides what is computed."""
-        return self.link_seconds + self.host_seconds
+    def computing_seconds(self, rows: int, pairs: float) -> float:
+        """Return the seconds in which `rows` rows are computed that attend to `pairs` tokens."""
+        padded = -(-rows // TILE) * TILE
+        return (self.rows.expect(padded) or 0.0) + pairs * self.pair_seconds
 
     def pass_seconds(self, rows: int, pairs: float) -> float:
         """Return the seconds of a pass of `rows` rows that attend to `pairs` tokens in all."""
-        padded = -(-rows // TILE) * TILE
-        computing = (self.rows.expect(padded) or 0.0) + pairs * self.pair_seconds
-        return max(self.link_seconds, computing) + self.host_seconds
+        return max(self.link_seconds, self.computing_seconds(rows, pairs)) + self.host_seconds
 
 
 @dataclass(eq=False)
 class Session:
-    """A conversation, which shares a system prompt with others."""
+    """A session, as far as it has come.
 
-    number: int
-    template: int
-    turns_left: int
-    tokens: int = TEMPLATE_PAGES * PAGE_TOKENS
+    Attributes:
+        tokens: its text so far.
+        turns: those that are still to come.
+        ran_at: the replica where its last turn ended.
+    """
+
+    plan: SessionPlan
+    ran_at: int | None = None
     _pages: list[PageName] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.plan.template_tokens
+        self.turns = deque(self.plan.turns)
+
+    @property
+    def template_pages(self) -> int:
+        """The pages that it shares with other sessions."""
+        return self.plan.template_tokens // PAGE_TOKENS
+
+    def begin_turn(self) -> int:
+        """Add what the next turn adds to the prompt. Return the tokens of its answer."""
+        turn: TurnPlan = self.turns.popleft()
+        self.tokens += turn.added
+        return turn.answer
 
     def pages(self, tokens: int) -> list[PageName]:
         """Return the names of the full pages of the first tokens."""
         for number in range(len(self._pages), tokens // PAGE_TOKENS):
-            of = f"t{self.template}" if number < TEMPLATE_PAGES else f"s{self.number}"
+            is_shared = number < self.template_pages
+            of = f"t{self.plan.template}" if is_shared else f"s{self.plan.number}"
             self._pages.append(f"{of}.{number}".encode())
         return self._pages[: tokens // PAGE_TOKENS]
 
@@ -71,14 +84,15 @@ class Turn:
     """A request: one turn of a session."""
 
     session: Session
-    arrived: float
     tokens_left: int  # of the answer
-    random: Random  # of its session
+    arrived: float
     rows_left: int = 0  # of the prompt, and of what was emitted elsewhere
+    cached: int = 0  # tokens that its replica had stored when it began to run there
     began: float | None = None  # when its first token came
     lost: float | None = None  # when its replica died or was drained
     emitted: int = 0
     version: int | None = None  # of the replica that emitted its first token
+    ran_at: int | None = None  # the replica where it was placed last
 
 
 @dataclass
@@ -107,8 +121,7 @@ class Replica:
         self._change = PageChange(is_whole=True)
         self._added: set[PageName] = set()
         self._dropped: set[PageName] = set()
-        self._turn_seconds = 10 * speeds.shortest_pass / speeds.max_sequences
-        self._last_end: float | None = None
+        self._shown = PassSpeeds()  # as an engine learns them
 
     @property
     def num_requests(self) -> int:
@@ -117,22 +130,22 @@ class Replica:
 
     def num_cached(self, session: Session, tokens: int) -> int:
         """Return how many of the first tokens of a session are stored."""
-        shared = self._stored.get(("t", session.template), [])
-        own = self._stored.get(("s", session.number), []) if shared else []
+        shared = self._stored.get(("t", session.plan.template), [])
+        own = self._stored.get(("s", session.plan.number), []) if shared else []
         return min((len(shared) + len(own)) * PAGE_TOKENS, tokens - 1)
 
-    def add(self, turn: Turn) -> int:
-        """Queue a request, and return how many of its tokens are stored."""
-        tokens = turn.session.tokens
-        cached = self.num_cached(turn.session, tokens)
-        turn.rows_left = tokens - cached
+    def add(self, turn: Turn) -> None:
+        """Queue a request."""
+        turn.rows_left = turn.session.tokens
         self.waiting.append(turn)
-        return cached
 
     def begin_pass(self) -> float | None:
         """Begin a pass, and return its seconds; None if there is nothing to do."""
         while self.waiting and len(self.running) < self.speeds.max_sequences:
-            self.running.append(self.waiting.popleft())
+            turn = self.waiting.popleft()
+            turn.cached = self.num_cached(turn.session, turn.session.tokens)
+            turn.rows_left -= turn.cached
+            self.running.append(turn)
         if not self.running:
             return None
         self.is_busy = True
@@ -147,20 +160,31 @@ class Replica:
                 budget -= run
                 rows += run
                 pairs += run * (turn.session.tokens - turn.rows_left - run / 2)
-        return self.speeds.pass_seconds(rows, pairs)
+        seconds = self.speeds.pass_seconds(rows, pairs)
+        computing = self.speeds.host_seconds + self.speeds.computing_seconds(rows, pairs)
+        self._shown.observe(rows, seconds, waited=seconds - computing)
+        return seconds
 
     def _prompt_budget(self, rows: int, pairs: float) -> int:
-        """Return the prompt rows that may join decoding sequences without slowing them much."""
-        alone = self.speeds.pass_seconds(rows, pairs)
-        room = MAX_SLOWDOWN * alone - self.speeds.host_seconds - pairs * self.speeds.pair_seconds
-        spare = room - (self.speeds.rows.expect(rows) or 0.0)
-        return max(TILE, int(spare / self.speeds.row_seconds))
+        """Return the prompt rows that may join decoding sequences, as the scheduler chooses them.
 
-    def end_pass(self, now: float) -> Passed:
+        They hardly slow these down: see `engine.sequences.scheduler.PrefillBudget`.
+        """
+        allowed = PLANNED_SLOWDOWN * self.speeds.pass_seconds(rows, pairs)
+        context = max(own.session.tokens - own.rows_left for own in self.running)
+        budget = TILE
+        while budget < self.speeds.max_rows:
+            more = pairs + 2 * budget * (context + budget)
+            if self.speeds.pass_seconds(rows + 2 * budget, more) > allowed:
+                break
+            budget *= 2
+        return budget
+
+    def end_pass(self) -> Passed:
         """Emit the tokens of the pass that began last."""
         self.is_busy = False
         passed = Passed()
-        mean = self.speeds.tokens_per_pass
+        drafted = self.speeds.tokens_per_pass - 1
         for turn in list(self.running):
             if turn.rows_left:
                 continue
@@ -168,7 +192,7 @@ class Replica:
                 passed.began.append(turn)
                 turn.version = self.version
                 self._store(turn.session)
-            run = max(1, round(self._random.gauss(mean, mean * SPREAD)))
+            run = 1 + max(0, round(self._random.gauss(drafted, drafted * SPREAD)))
             run = min(turn.tokens_left, run if turn.emitted else 1)
             turn.tokens_left -= run
             turn.emitted += run
@@ -177,7 +201,6 @@ class Replica:
                 self.running.remove(turn)
                 passed.ended.append(turn)
                 self._store(turn.session)
-                self._note_end(now)
         return passed
 
     def take_all(self) -> list[Turn]:
@@ -206,14 +229,12 @@ class Replica:
         speeds = self.speeds
         pending = sum(turn.rows_left for turn in (*self.running, *self.waiting))
         used = sum(turn.session.tokens // PAGE_TOKENS for turn in self.running)
-        return Load(
-            prompt_seconds=pending * speeds.row_seconds,
+        return load_with(
+            self._shown,
+            prompt_tokens=pending,
             sequences=self.num_requests,
             max_sequences=speeds.max_sequences,
-            turn_seconds=self._turn_seconds,
             free_pages=max(0, speeds.pages - used),
-            pass_seconds=speeds.shortest_pass,
-            row_seconds=speeds.row_seconds,
             longest=speeds.longest,
         )
 
@@ -227,16 +248,11 @@ class Replica:
         self._dropped.clear()
         return change
 
-    def _note_end(self, now: float) -> None:
-        if self._last_end is not None and self.waiting:
-            self._turn_seconds = smoothed(self._turn_seconds, now - self._last_end, TURN_SMOOTHING)
-        self._last_end = now
-
     def _store(self, session: Session) -> None:
         """Store the full pages of a session, and drop the texts that were not used for longest."""
-        pages = session.pages(session.tokens)
-        self._put(("s", session.number), pages[TEMPLATE_PAGES:])
-        self._put(("t", session.template), pages[:TEMPLATE_PAGES])
+        pages, shared = session.pages(session.tokens), session.template_pages
+        self._put(("s", session.plan.number), pages[shared:])
+        self._put(("t", session.plan.template), pages[:shared])
         while self._num_stored > self.speeds.pages and len(self._stored) > 2:
             _, dropped = self._stored.popitem(last=False)
             self._num_stored -= len(dropped)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from array import array
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from cluster.held_pages import HeldPages
 from cluster.page_hashes import page_hashes
@@ -14,6 +14,40 @@ from engine.messages import Tokens
 Frame = Progress | Emitted | Ended | Failure
 # Runs a request, and calls its argument with the number of prompt tokens that are done.
 Run = Callable[[Callable[[int], None]], AsyncGenerator[Tokens, None]]
+
+
+class Observer:
+    """What is told what becomes of one request. This one ignores it all."""
+
+    def note_prompt(self, done: int) -> None:
+        """Note how many tokens of the prompt are stored."""
+
+    def note_lost(self) -> None:
+        """Note that the engine has died, and that another one goes on."""
+
+    def note_generated(self, num_tokens: int) -> None:
+        """Count tokens that the engine has sent."""
+
+    def note(self, tokens: Tokens) -> None:
+        """Note tokens of the answer."""
+
+    def complete(self) -> None:
+        """Note that all choices have finished."""
+
+    def fail(self, error: EngineError) -> None:
+        """Note the error that ends the answer."""
+
+    def leave(self) -> None:
+        """Note that the answer is read no further; it is the last call."""
+
+
+# Returns the observer of a request, given the id of the model and the headers of its trace.
+Observe = Callable[[str, Ask, Mapping[str, str]], Observer]
+
+
+def no_observer(_model: str, _ask: Ask, _headers: Mapping[str, str]) -> Observer:
+    """Return an observer that ignores everything."""
+    return Observer()
 
 
 async def frames_of(

@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import ray
@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
-from cluster.answering import Frame
+from cluster.answering import Frame, Observer, no_observer
 from cluster.members import ReplicaGone, members_of
 from cluster.peer import PeerLost
 from cluster.queue_waits import WaitFigures
@@ -37,6 +37,17 @@ MANY = 1_000_000  # requests at once: the engine has its own limit
 HEALTH_SECONDS, UNHEALTHY_SECONDS = 5.0, 30.0  # between checks, and for each of them
 OBJECT_STORE = 100 << 20  # bytes: frames are small, and do not go through it
 LOST = (RayError, RayServeException, ReplicaGone, grpc.RpcError)
+UNREADABLE = (ImportError, AttributeError)  # objects of a class that another version has
+
+
+class Tracing(Protocol):
+    """The traces of a replica."""
+
+    def observe(self, model: str, ask: Ask, headers: Mapping[str, str]) -> Observer:
+        """Return the observer of a request."""
+
+    def close(self) -> None:
+        """Send what is not sent yet."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +55,20 @@ class Options:
     """How the replicas of a model are deployed.
 
     Args:
-        version: of the program.
         gpus: of each replica.
         drain_seconds: for which a replica that is taken away may go on with streams that no other
             one can go on with.
         threads: `OMP_NUM_THREADS` of the replicas; None: unset, so that the engine measures.
+        open_traces: is called in the process of a replica, to trace its requests; None: nothing is
+            traced.
     """
 
-    version: str
     scaling: Scaling
     gpus: float
     max_queue: int
     drain_seconds: float
     threads: str | None
+    open_traces: Callable[[], Tracing] | None = None
 
 
 class ReplicaActor:
@@ -66,16 +78,19 @@ class ReplicaActor:
         os.environ.pop(THREADS, None)  # Ray has set it to the number of its own CPUs
         if options.threads is not None:
             os.environ[THREADS] = options.threads
+        self._tracing = None if options.open_traces is None else options.open_traces()
         self._replica = Replica(
             spec,
-            version=options.version,
             max_queue=options.max_queue,
             wait_limit=options.scaling.wait_seconds,
+            observe=no_observer if self._tracing is None else self._tracing.observe,
         )
         await self._replica.start()
 
     async def __del__(self) -> None:
         await self._replica.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def check_health(self) -> None:
         """Raise if the engine is gone for good: Ray then starts another replica."""
@@ -93,9 +108,11 @@ class ReplicaActor:
         """Return what has changed since an earlier call."""
         return self._replica.tell(since, instance, events_since)
 
-    async def generate(self, _name: str, ask: Ask) -> AsyncGenerator[Frame | None, None]:
+    async def generate(
+        self, _name: str, ask: Ask, headers: dict[str, str]
+    ) -> AsyncGenerator[Frame | None, None]:
         """Run a request, and yield its frames."""
-        async with contextlib.aclosing(self._replica.generate(ask)) as frames:
+        async with contextlib.aclosing(self._replica.generate(ask, headers)) as frames:
             async for frame in frames:
                 yield frame
 
@@ -190,9 +207,11 @@ class Handles:
             told: Told = await self._handle.tell.remote(replica, since, instance, events_since)
             return told
 
-    async def generate(self, replica: str, ask: Ask) -> AsyncGenerator[Frame | None, None]:
+    async def generate(
+        self, replica: str, ask: Ask, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Frame | None, None]:
         """Yield the frames of a request that a replica runs."""
-        stream = self._streams.generate.remote(replica, ask)
+        stream = self._streams.generate.remote(replica, ask, dict(headers))
         try:
             with _losing():
                 async for frame in stream:
@@ -221,7 +240,7 @@ def _losing() -> Iterator[None]:
     """Turn the errors of Ray into `PeerLost`."""
     try:
         yield
-    except LOST as error:
+    except (*LOST, *UNREADABLE) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise PeerLost(lines[0]) from error
 

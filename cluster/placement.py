@@ -71,13 +71,19 @@ class _Replica:
     running: dict[Placed, None] = field(default_factory=dict)  # placed by us, and not ended
     arriving: dict[PageName, int] = field(default_factory=dict)  # pages of `running`, counted
 
-    def count_cached(self, pages: Sequence[PageHash]) -> int:
-        """Return how many of the first pages of a prompt it holds, or is about to."""
-        for count, page in enumerate(pages):
-            name = page_name(page, self.key)
-            if name not in self.pages and name not in self.arriving:
-                return count
-        return len(pages)
+    def count_cached(self, names: Sequence[PageName]) -> int:
+        """Return how many of the first pages of a prompt it holds, or is about to.
+
+        A page is dropped before those that it follows, so the number is found by bisection.
+        """
+        low, high = 0, len(names)
+        while low < high:
+            middle = (low + high) // 2
+            if names[middle] in self.pages or names[middle] in self.arriving:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
 
 class Placement:
@@ -138,17 +144,20 @@ class Placement:
         """
         known = [own.load for own in self._replicas.values() if own.load and own.load.pass_seconds]
         fastest = min(known, key=lambda load: load.pass_seconds, default=None)
+        keys = {own.key for own in self._replicas.values()}
+        named = {key: [page_name(page, key) for page in prompt.pages] for key in keys}
         offers = [
             offer
             for name, replica in self._replicas.items()
             if is_allowed(name)
-            and (offer := _offer(name, replica, prompt, now, fastest)) is not None
+            and (offer := _offer(name, replica, prompt, named[replica.key], now, fastest))
+            is not None
         ]
         if not offers:
             return None
         best = _with_pages(min(offers), offers, prompt)
         replica = self._replicas[best.name]
-        names = [page_name(page, replica.key) for page in prompt.pages]
+        names = named[replica.key]
         placed = Placed(
             best.name, best.seconds, best.cached, now, best.work_seconds, best.num_pages, names
         )
@@ -226,11 +235,17 @@ def _with_pages(best: _Offer, offers: Sequence[_Offer], prompt: Prompt) -> _Offe
 
 
 def _offer(
-    name: str, replica: _Replica, prompt: Prompt, now: float, fastest: Load | None
+    name: str,
+    replica: _Replica,
+    prompt: Prompt,
+    pages: Sequence[PageName],
+    now: float,
+    fastest: Load | None,
 ) -> _Offer | None:
     """Return the offer of a replica; None if it cannot run the request, or is not heard of.
 
     Args:
+        pages: those of the prompt, as the replica names them.
         fastest: the load of the fastest replica. One that has run no pass yet counts as fast.
     """
     load = replica.load
@@ -243,7 +258,7 @@ def _offer(
             row_seconds=fastest.row_seconds if fastest else 0.0,
             turn_seconds=fastest.turn_seconds if fastest else ASSUMED_PASS_SECONDS,
         )
-    count = replica.count_cached(prompt.pages)
+    count = replica.count_cached(pages)
     cached = min(count * PAGE_TOKENS, prompt.num_tokens - 1)  # the last token always runs
     work = (prompt.num_tokens - cached) * load.row_seconds
     left = max(0.0, load.prompt_seconds - replica.ended_seconds)

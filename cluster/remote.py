@@ -8,18 +8,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.address import Address
 from cluster.answering import Frame
+from cluster.hop import trace_headers
 from cluster.peer import PeerLost
 from cluster.peers import Peer, Peers
 from cluster.replica import Event, Told
 from cluster.served_model import ServedModel
 from cluster.wire import Ask, Report
+from engine import __version__
 from engine.errors import EngineDied, ModelError, RequestError
 from engine.messages import Generate, LoadProgress, ModelInfo, Tokens
 from engine.moves import LimitMemory
@@ -62,7 +64,9 @@ class Transport(Protocol):
     async def tell(self, replica: str, since: int, instance: str, events_since: int) -> Told:
         """Return what `Replica.tell` says."""
 
-    def generate(self, replica: str, ask: Ask) -> AsyncGenerator[Frame | None, None]:
+    def generate(
+        self, replica: str, ask: Ask, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Frame | None, None]:
         """Return what `Replica.generate` yields. Closing it ends the request there."""
 
     async def deployed(self) -> Deployed:
@@ -99,6 +103,7 @@ class ReplicaClient:
         except TimeoutError as error:
             raise PeerLost("it does not answer") from error
         took = time.monotonic() - asked
+        _check_version(told)
         for event in told.events:
             self._on_event(event)
         self._told = told.number
@@ -114,7 +119,8 @@ class ReplicaClient:
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Frame, None]:
         """Yield the frames of a request up to `Ended` or `Failure`. Raise `PeerLost` before."""
-        stream, num_closes = self._transport.generate(self._name, ask), self._num_closes
+        headers, num_closes = dict(trace_headers.get()()), self._num_closes
+        stream = self._transport.generate(self._name, ask, headers)
         async with aclosing(stream):
             while True:
                 if self._num_closes > num_closes:
@@ -134,6 +140,16 @@ class ReplicaClient:
     async def close(self) -> None:
         """End all streams at their next frame or sign of life. Others may begin later."""
         self._num_closes += 1
+
+
+def _check_version(told: object) -> None:
+    """Raise `PeerLost` for what a replica of another version tells: its objects may be others."""
+    theirs = getattr(getattr(told, "report", None), "version", None)
+    if not isinstance(told, Told) or theirs != __version__:
+        raise PeerLost(
+            f"it runs version {theirs or 'unknown'} of Understudy, and this server {__version__}; "
+            "all machines of a cluster need the same one"
+        )
 
 
 class Replicas(Peers):
@@ -324,7 +340,10 @@ class RemoteEngine:
     async def _describe_first(self) -> ModelInfo:
         while True:
             try:
-                return await self._replicas.transport.describe(ANY)
+                await self._replicas.transport.describe(ANY)  # waits for one, of any version
+                while not (ready := self._replicas.ready()):
+                    await self._replicas.wait_for_report(WATCH_SECONDS)
+                return await self._replicas.transport.describe(ready[0].name)
             except PeerLost as error:  # it died just now
                 log.warning("%s: %s", self._id, error)
                 await asyncio.sleep(WATCH_SECONDS)

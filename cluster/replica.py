@@ -6,24 +6,25 @@ Nothing here depends on how it is reached: `cluster.app` makes it an actor of Ra
 import contextlib
 import functools
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Any, Protocol
 
-from cluster.answering import AskedTexts, Frame, frames_of
+from cluster.answering import AskedTexts, Frame, Observe, frames_of, no_observer
 from cluster.held_pages import PageBooks
+from cluster.pass_speeds import PassSpeeds
 from cluster.queue_waits import QueueWaits, WaitFigures
 from cluster.reporting import load_of_engine, report_with
 from cluster.served_model import ServedModel
 from cluster.wire import Ask, Failure, Report
-from engine.errors import EngineDied
+from engine import __version__
+from engine.errors import EngineDied, EngineError
 from engine.messages import ModelInfo, PassStats, Tokens
 from engine.process.callbacks import EngineCallbacks
 from engine.process.client import EngineClient
 from engine.process.interface import Engine
 from engine.spec import ModelSpec
-from engine.timing import StepTimes
 
 MOST_EVENTS = 4096  # that are kept for front ends
 OWNER = "cluster"  # of the pages: all front ends belong to one cluster
@@ -60,8 +61,9 @@ class Replica:
     """One engine, and what front ends ask of it.
 
     Args:
-        version: of the program.
+        version: of the program; tests give another one.
         wait_limit: seconds, above which the wait of a request is a long one.
+        observe: returns the observer of a request, which may trace it.
         make_engine: makes the engine; tests give a fake.
     """
 
@@ -69,15 +71,16 @@ class Replica:
         self,
         spec: ModelSpec,
         *,
-        version: str,
+        version: str = __version__,
         max_queue: int,
         wait_limit: float,
+        observe: Observe = no_observer,
         make_engine: EngineFactory = EngineClient,
     ) -> None:
-        self._version = version
+        self._version, self._observe = version, observe
         self._waits = QueueWaits(wait_limit)
         self._books = PageBooks()
-        self._times = StepTimes()
+        self._speeds = PassSpeeds()
         self._free_pages: int | None = None
         self._events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self._number = 0
@@ -122,7 +125,7 @@ class Replica:
             report = report_with(
                 self._version,
                 ServedModel.of(info),
-                load_of_engine(self._engine, info, self._times, self._free_pages),
+                load_of_engine(self._engine, info, self._speeds, self._free_pages),
                 books.of(OWNER, info.num_pages),
                 instance=books.instance,
                 since=since if instance == books.instance else None,
@@ -130,8 +133,14 @@ class Replica:
         new = [event for number, event in self._events if number > events_since >= 0]
         return Told(report, tuple(new), self._number)
 
-    async def generate(self, ask: Ask) -> AsyncGenerator[Frame | None, None]:
-        """Run a request, and yield its frames; None is a sign of life."""
+    async def generate(
+        self, ask: Ask, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Frame | None, None]:
+        """Run a request, and yield its frames; None is a sign of life.
+
+        Args:
+            headers: those that continue its trace.
+        """
         name = f"{ask.message.request_id}@{token_hex(4)}"  # it may have been here a moment ago
         info = self.describe()
         if (info.files, info.fingerprint) != (ask.files, ask.fingerprint):
@@ -139,17 +148,30 @@ class Replica:
             return
         message = replace(ask.message, request_id=name)
         texts = AskedTexts(ask, lambda: self._books.of(OWNER, info.num_pages))
+        observer = self._observe(info.model_id, ask, headers)
 
         async def run(on_prompt: Callable[[int], None]) -> AsyncGenerator[Tokens, None]:
             def note_prompt(done: int) -> None:
                 self._waits.begin(name)
+                observer.note_prompt(done)
                 on_prompt(done)
 
-            stream = self._engine.run(message, on_prompt=note_prompt)
-            async with contextlib.aclosing(stream):
-                async for tokens in stream:
-                    texts.note(tokens)
-                    yield tokens
+            try:
+                stream = self._engine.run(
+                    message,
+                    on_prompt=note_prompt,
+                    on_lost=observer.note_lost,
+                    on_tokens=observer.note_generated,
+                )
+                async with contextlib.aclosing(stream):
+                    async for tokens in stream:
+                        texts.note(tokens)
+                        observer.note(tokens)
+                        yield tokens
+                observer.complete()
+            except EngineError as error:
+                observer.fail(error)
+                raise
 
         self._waits.arrive(name)
         try:
@@ -158,13 +180,14 @@ class Replica:
                     yield frame
         finally:
             self._waits.leave(name)
+            observer.leave()
 
     def _note_event(self, name: str, *args: object) -> None:
         if name == "on_restart":
             self._books.clear()
         if args and isinstance(args[0], PassStats):
             stats = args[0]
-            self._times.observe(stats.rows, (stats.draft_ms + stats.pass_ms) / 1e3)
+            self._speeds.add(stats)
             self._free_pages = stats.free_pages
         self._number += 1
         self._events.append((self._number, (name, args)))

@@ -1,39 +1,58 @@
 """What a replica reports of itself, from what its engine shows."""
 
 from cluster.held_pages import HeldPages
+from cluster.pass_speeds import PassSpeeds
 from cluster.report import Figures, Load
 from cluster.served_model import ServedModel
 from cluster.wire import Report
 from engine.messages import ModelInfo
 from engine.process.interface import Engine
-from engine.timing import StepTimes
 
-FEW_ROWS, MANY_ROWS = 64, 2048  # of passes, between which the time of a row is taken
 NO_FIGURES = Figures()
 PASSES_PER_ANSWER = 20  # assumed, until a running sequence gives its place to another one
 
 
 def load_of_engine(
-    engine: Engine, info: ModelInfo, times: StepTimes, free_pages: int | None
+    engine: Engine, info: ModelInfo, speeds: PassSpeeds, free_pages: int | None
 ) -> Load:
     """Return the work that an engine has, and its speed as far as passes have shown it.
 
     Args:
-        times: the seconds of its passes, with their drafts, by their rows.
         free_pages: of the latest pass; None before the first one.
     """
-    shortest = times.expect(FEW_ROWS) or 0.0
-    longest = times.expect(MANY_ROWS) or 0.0
-    row_seconds = max(0.0, longest - shortest) / (MANY_ROWS - FEW_ROWS)
-    return Load(
-        prompt_seconds=engine.num_prompt_tokens_left * row_seconds,
+    return load_with(
+        speeds,
+        prompt_tokens=engine.num_prompt_tokens_left,
         sequences=engine.num_outstanding,
         max_sequences=info.max_sequences,
-        turn_seconds=PASSES_PER_ANSWER * shortest / max(1, info.max_sequences),
         free_pages=info.num_pages if free_pages is None else free_pages,
-        pass_seconds=shortest,
-        row_seconds=row_seconds,
         longest=min(info.context_length, info.capacity_tokens),
+    )
+
+
+def load_with(
+    speeds: PassSpeeds,
+    *,
+    prompt_tokens: int,
+    sequences: int,
+    max_sequences: int,
+    free_pages: int,
+    longest: int,
+) -> Load:
+    """Return the load of an engine whose passes have these speeds; the rest is as in `Load`.
+
+    Args:
+        prompt_tokens: those that it has not computed yet.
+    """
+    return Load(
+        prompt_seconds=prompt_tokens * speeds.row_seconds,
+        sequences=sequences,
+        max_sequences=max_sequences,
+        turn_seconds=PASSES_PER_ANSWER * speeds.pass_seconds / max(1, max_sequences),
+        free_pages=free_pages,
+        pass_seconds=speeds.pass_seconds,
+        row_seconds=speeds.row_seconds,
+        longest=longest,
     )
 
 

@@ -60,12 +60,9 @@ class StepTimes:
         not be chosen, and so not be measured again. Beyond the largest known size the time grows in
         proportion to the rows, or along the line through the last two sizes.
         """
-        if not self._known:
+        known, at = self._points(), float(max(rows, 1))
+        if not known:
             return None
-        at = float(max(rows, 1))
-        points = sorted(self._known.values())
-        quickest = accumulate((seconds for _, seconds in reversed(points)), min)
-        known = [(of, seconds) for (of, _), seconds in zip(points, [*quickest][::-1], strict=True)]
         if at <= known[0][0]:
             return known[0][1]
         if len(known) == 1:
@@ -73,6 +70,24 @@ class StepTimes:
         above = next((i for i, (of, _) in enumerate(known) if of >= at), len(known) - 1)
         (low, quick), (high, slow) = known[above - 1], known[above]
         return quick + (slow - quick) * (at - low) / (high - low)
+
+    @property
+    def row_seconds(self) -> float:
+        """The seconds that a further row takes, from the smallest known size to the largest.
+
+        Of a single size it is in proportion to the rows; 0 before the first step.
+        """
+        known = self._points()
+        if len(known) < 2:
+            return known[0][1] / known[0][0] if known else 0.0
+        (low, quick), (high, slow) = known[0], known[-1]
+        return (slow - quick) / (high - low)
+
+    def _points(self) -> list[tuple[float, float]]:
+        """Return rows and seconds of the known sizes, in order; the seconds never fall."""
+        points = sorted(self._known.values())
+        quickest = accumulate((seconds for _, seconds in reversed(points)), min)
+        return [(of, seconds) for (of, _), seconds in zip(points, [*quickest][::-1], strict=True)]
 
 
 @dataclass

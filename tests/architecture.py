@@ -92,7 +92,6 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server*", "engine.moves"),
     ("server*", "engine.parsing*"),  # the parsers of answers
     ("server*", "engine.spec"),
-    ("server.metrics.passes", "engine.timing"),  # the seconds of passes by their rows
     ("server.chat.*grammar*", "engine.sampling.grammar.grammar"),  # syntaxes of grammars
     ("server.config.model_file", "engine.text.template"),  # whether one is a template
     ("server.text.tokenizer", "engine.sampling.grammar.check"),  # checks that a grammar compiles

@@ -26,10 +26,10 @@ from server.config.files import (
 )
 from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings, load_settings
-from server.version import version
 
 if TYPE_CHECKING:
     from cluster.app import Options
+    from server.traces.replicas import ReplicaTraces
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -100,7 +100,6 @@ class Deployment(Section):
         from cluster.app import Options, gpus_per_replica
 
         return Options(
-            version=version(if_not_installed="0"),
             scaling=Scaling(
                 self.replicas, self.max_replicas or self.replicas, self.up_wait, self.down_idle
             ),
@@ -108,7 +107,30 @@ class Deployment(Section):
             max_queue=settings.max_queue,
             drain_seconds=settings.load_timeout,
             threads=os.environ.get(THREADS),
+            open_traces=(
+                functools.partial(open_replica_traces, _otel_variables(os.environ))
+                if settings.traces
+                else None
+            ),
         )
+
+
+def open_replica_traces(variables: Mapping[str, str]) -> "ReplicaTraces":
+    """Return the traces of the replica whose process this is.
+
+    Args:
+        variables: those of OpenTelemetry where the replicas were deployed.
+    """
+    from server.traces.exporting import export_traces
+    from server.traces.replicas import ReplicaTraces
+
+    os.environ.update(variables)  # OpenTelemetry reads them there
+    traces = export_traces(os.environ)
+    return ReplicaTraces(traces, traces.close)
+
+
+def _otel_variables(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith("OTEL_")}
 
 
 def application(args: dict[str, object]) -> Any:

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cluster.pass_speeds import PassSpeeds
 from engine.messages import PassStats
-from engine.timing import StepTimes
 from server.schemas.status import PassTotals, RecentPasses
 
 WINDOW_S = 10.0  # passes that ended within it are recent
@@ -89,13 +89,13 @@ class PassHistory:
     Attributes:
         sums: the sums over all passes.
         last: the figures of the latest pass; None before the first one.
-        times: the seconds of a pass with its draft, by the pass's rows.
+        speeds: those of its passes, as peers are told of them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.sums = Sums()
         self.last: PassStats | None = None
-        self.times = StepTimes()
+        self.speeds = PassSpeeds()
         self._clock = clock
         self._recent: deque[_Pass] = deque()
 
@@ -106,7 +106,7 @@ class PassHistory:
         self._recent.append(_Pass(now - took, now, self.sums))
         self.sums = self.sums.plus(stats)
         self.last = stats
-        self.times.observe(stats.rows, took)
+        self.speeds.add(stats)
         self._forget(now)
 
     def recent(self) -> RecentPasses:

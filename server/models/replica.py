@@ -13,7 +13,7 @@ def load_of(model: LoadedModel) -> Load:
     """Return the work that a loaded model has, and its speed as far as passes have shown it."""
     history = model.statistics.history
     free = None if history.last is None else history.last.free_pages
-    return load_of_engine(model.engine, model.info, history.times, free)
+    return load_of_engine(model.engine, model.info, history.speeds, free)
 
 
 def figures_of(model: LoadedModel) -> Figures:

@@ -134,11 +134,7 @@ def _attributes(measured: Measurement) -> dict[str, AttributeValue]:
 def _of_request(measured: Measurement) -> dict[str, AttributeValue | None]:
     asked = measured.asked
     return {
-        "http.request.method": measured.method,
-        "http.route": measured.path,  # routes that generate text have no parameters
-        "url.path": measured.path,
-        "http.response.status_code": measured.status,
-        "client.address": measured.client,
+        **(_of_http(measured) if measured.method else {}),
         "error.type": measured.outcome if measured.status >= 400 else None,
         "understudy.request_id": measured.request_id,
         "gen_ai.operation.name": _operation(measured),
@@ -148,6 +144,16 @@ def _of_request(measured: Measurement) -> dict[str, AttributeValue | None]:
         "gen_ai.request.max_tokens": None if asked is None else asked.max_tokens,
         "gen_ai.request.temperature": None if asked is None else asked.temperature,
         "gen_ai.request.top_p": None if asked is None else asked.top_p,
+    }
+
+
+def _of_http(measured: Measurement) -> dict[str, AttributeValue | None]:
+    return {
+        "http.request.method": measured.method,
+        "http.route": measured.path,  # routes that generate text have no parameters
+        "url.path": measured.path,
+        "http.response.status_code": measured.status,
+        "client.address": measured.client,
     }
 
 

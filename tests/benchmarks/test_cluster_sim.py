@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.cluster_sessions import Traffic, agents
 from benchmarks.cluster_sim import POLICIES, Estimated, LeastLoaded, SessionHash, figures, table
 from benchmarks.cluster_traffic import Outcome, Policy, Scenario, simulate
 from benchmarks.simulated_replicas import Speeds
 from engine.timing import StepTimes
 
-TINY = Scenario(6, "agents", 0.45, seconds=350.0, warm_up=60.0, mean_life=300.0)
+TINY = Scenario(6, seconds=350.0, warm_up=60.0, mean_life=300.0)
+TRAFFIC = agents(0.45)
 
 
 def speeds() -> Speeds:
@@ -31,8 +33,10 @@ def speeds() -> Speeds:
     )
 
 
-def run(policy: Callable[[], Policy], scenario: Scenario = TINY) -> Outcome:
-    return simulate(scenario, speeds(), policy())
+def run(
+    policy: Callable[[], Policy], scenario: Scenario = TINY, traffic: Traffic = TRAFFIC
+) -> Outcome:
+    return simulate(scenario, traffic.sessions(), speeds(), policy())
 
 
 def mean(values: list[float]) -> float:
@@ -64,7 +68,7 @@ def test_streams_of_replicas_that_die_go_on(outcomes: dict[str, Outcome]) -> Non
 def test_the_same_seed_gives_the_same_figures() -> None:
     short = replace(TINY, seconds=120.0)
     assert run(Estimated, short) == run(Estimated, short)
-    assert run(Estimated, short) != run(Estimated, replace(short, seed=2))
+    assert run(Estimated, short) != run(Estimated, short, replace(TRAFFIC, seed=2))
 
 
 def test_an_upgrade_moves_streams_and_loses_only_those_without_a_replica_of_their_version() -> None:

@@ -1,25 +1,28 @@
 """A front end without an engine, and replicas with fake engines, without Ray."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
-from cluster.answering import Frame
+from cluster.answering import Frame, Observe, no_observer
 from cluster.peer import PeerLost
 from cluster.remote import ANY, Deployed, RemoteEngine, Replicas
 from cluster.replica import Replica, Told
 from cluster.wire import Ask
+from engine import __version__
 from engine.messages import ModelInfo, PassStats
 from engine.spec import ModelSpec, TargetSpec
 from server.config.registry import ModelEntry, Registry
 from server.config.settings import Settings
 from server.http.app import create_app
+from server.http.measure import client_trace
 from server.http.state import App
+from server.traces.spans import Traces
 from tests.server.conftest import client_of
 from tests.server.fake_engine import FakeEngines, Script
 from tests.server.fake_text import FakeText
@@ -37,6 +40,7 @@ class Own:
     dead: asyncio.Event = field(default_factory=asyncio.Event)
     is_silent: bool = False
     is_draining: bool = False
+    nonsense: object = None  # what it tells; None: what it should
 
 
 @dataclass
@@ -46,11 +50,24 @@ class Near:
     all: dict[str, Own] = field(default_factory=dict)
     failure: str = ""
 
-    async def add(self, name: str, script: Script, *, wait_limit: float = 2.0) -> Own:
+    async def add(
+        self,
+        name: str,
+        script: Script,
+        *,
+        wait_limit: float = 2.0,
+        observe: Observe = no_observer,
+        version: str = __version__,
+    ) -> Own:
         """Add a replica whose model is loaded."""
         engines = FakeEngines(script)
         replica = Replica(
-            SPEC, version="1", max_queue=8, wait_limit=wait_limit, make_engine=engines
+            SPEC,
+            version=version,
+            max_queue=8,
+            wait_limit=wait_limit,
+            observe=observe,
+            make_engine=engines,
         )
         await replica.start()
         engines.engine.on_pass(PASS)
@@ -73,11 +90,15 @@ class Near:
         own = self._find(replica)
         if own.is_silent:
             await asyncio.sleep(1000)
+        if own.nonsense is not None:
+            return cast(Told, own.nonsense)
         return own.replica.tell(since, instance, events_since)
 
-    async def generate(self, replica: str, ask: Ask) -> AsyncGenerator[Frame | None, None]:
+    async def generate(
+        self, replica: str, ask: Ask, headers: Mapping[str, str]
+    ) -> AsyncGenerator[Frame | None, None]:
         own = self._find(replica)
-        async with aclosing(own.replica.generate(ask)) as frames:
+        async with aclosing(own.replica.generate(ask, headers)) as frames:
             while True:
                 coming = asyncio.ensure_future(anext(frames, Ellipsis))
                 dying = asyncio.ensure_future(own.dead.wait())
@@ -123,7 +144,9 @@ class Front:
 
 
 @asynccontextmanager
-async def front(near: Near, **settings: Any) -> AsyncIterator[Front]:
+async def front(
+    near: Near, *, traces: Traces | None = None, **settings: Any
+) -> AsyncIterator[Front]:
     """Serve a front end in front of the replicas of a transport."""
     replicas = Replicas(near)
     entry = ModelEntry("main", SPEC, 1700000000)
@@ -133,6 +156,8 @@ async def front(near: Near, **settings: Any) -> AsyncIterator[Front]:
         partial(RemoteEngine, replicas=replicas),
         text=FakeText(),
         peers=replicas,
+        ended=(lambda _: None) if traces is None else traces.record,
+        trace=client_trace if traces is None else traces.headers,
     )
     async with client_of(app) as client:
         yield Front(client, near, replicas, app)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,6 +144,25 @@ async def test_other_weights_join_but_get_nothing_and_status_says_so() -> None:
         notes = {peer["url"]: (peer["state"], peer["note"]) for peer in peers}
         assert notes["a"] == ("ready", "")
         assert notes["other"][0] == "away" and "other weights" in notes["other"][1]
+
+
+@pytest.mark.parametrize("nonsense", [None, "hello", SimpleNamespace(report=None, events=3)])
+async def test_a_replica_of_another_version_gets_nothing_and_status_says_so(
+    nonsense: object,
+) -> None:
+    near = Near()
+    await near.add("a", answers())
+    other = await near.add("other", answers(), version="0.0.1")
+    other.nonsense = nonsense
+    async with front(near) as ours:
+        for _ in range(3):
+            answer = await ours.client.post("/v1/chat/completions", json=CHAT)
+            assert answer.status_code == 200
+        await ours.until(1)
+        assert not other.engines.engine.requests
+        peers = (await ours.client.get("/v1/status")).json()["peers"]
+        note = next(peer["note"] for peer in peers if peer["url"] == "other")
+        assert "version" in note and ("0.0.1" in note) is (nonsense is None)
 
 
 async def test_a_deployment_that_failed_is_an_error_with_its_reason() -> None:

@@ -1,7 +1,8 @@
-"""Tests of request ids and traces that go on at a peer."""
+"""Tests of request ids and traces that go on at a peer, or at a replica."""
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,10 @@ from opentelemetry.trace import SpanKind, format_trace_id
 
 from engine.errors import EngineDied
 from server.logs.access import LOGGER
+from server.traces.replicas import ReplicaTraces
 from server.traces.spans import Traces
 from tests.cluster.fleet import far, head
+from tests.cluster.replicas import Near, front
 from tests.cluster.test_peers import CHAT, answers
 from tests.server.fake_engine import FakeEngines
 
@@ -30,10 +33,13 @@ class Kept:
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.traces = Traces(provider)
 
+    def all(self) -> Sequence[ReadableSpan]:
+        """Return all spans."""
+        return self._exporter.get_finished_spans()
+
     def servers(self) -> list[ReadableSpan]:
         """Return the spans of whole requests."""
-        found = self._exporter.get_finished_spans()
-        return [span for span in found if span.kind is SpanKind.SERVER]
+        return [span for span in self.all() if span.kind is SpanKind.SERVER]
 
     async def wait_for(self, count: int) -> list[ReadableSpan]:
         async with asyncio.timeout(10):
@@ -95,6 +101,35 @@ async def test_a_server_without_traces_passes_the_clients_on() -> None:
         one, other = await there.wait_for(2)
         assert one.parent is not None and format_trace_id(one.parent.trace_id) == TRACE
         assert other.parent is None
+
+
+async def test_the_span_at_a_replica_is_below_that_of_the_request() -> None:
+    here, there, near = Kept(), Kept(), Near()
+    observe = ReplicaTraces(there.traces).observe
+    own_replica = await near.add(
+        "a", replace(answers(), error=EngineDied("died"), error_after=4), observe=observe
+    )
+    async with front(near, traces=here.traces) as ours:
+        await ours.until(1)
+        asking = asyncio.create_task(
+            ours.client.post("/v1/chat/completions", json=CHAT, headers=CONTEXT)
+        )
+        (lost, *_) = await there.wait_for(1)
+        own_replica.engines.script.error = None
+        answer = await asking
+        (own,), (*_, other) = await here.wait_for(1), await there.wait_for(2)
+        assert own.context is not None and own.attributes is not None
+        assert format_trace_id(own.context.trace_id) == TRACE
+        for span in (lost, other):
+            assert span.name == "text_completion main" and span.attributes is not None
+            assert span.parent is not None and span.parent.span_id == own.context.span_id
+            name = "understudy.request_id"
+            assert span.attributes[name] == own.attributes[name] == answer.headers["x-request-id"]
+            assert not [name for name in span.attributes if name.startswith(("http", "url"))]
+        assert (lost.attributes or {})["error.type"] == "engine_died"
+        attributes = other.attributes or {}
+        assert attributes["gen_ai.response.finish_reasons"] == ("stop",)
+        assert {span.name for span in there.all()} > {"queue", "prefill", "decode"}
 
 
 async def test_log_lines_of_both_servers_have_the_clients_id(

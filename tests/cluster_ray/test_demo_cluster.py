@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.cluster_ray.collector import Collector, attributes_of, collecting
 from tests.cluster_ray.servers import (
     SERVE,
     Cluster,
@@ -22,6 +24,7 @@ from tests.cluster_ray.servers import (
     longest_pause,
     pss_of,
     stream,
+    wait_until,
 )
 from tests.demo_server import running_server
 
@@ -46,6 +49,7 @@ HIDDEN = ("id", "created", "created_at", "completed_at", "timings", "seed", "ite
 # As /proc/net/tcp and tcp6 write them: 127.0.0.1, ::ffff:127.0.0.1, ::1.
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 NUM_CHATS, NUM_KILLS = 30, 4
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def pick(found: Any) -> Any:
@@ -56,11 +60,25 @@ def pick(found: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("cluster")
-    with cluster(home, "--replicas", "3") as ours:
-        ours.wait_for(3)
+def collector() -> Iterator[Collector]:
+    with collecting() as ours:
         yield ours
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("cluster")
+    variables = {
+        "UNDERSTUDY_TRACES": "true",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collector.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "100",  # milliseconds
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        with cluster(home, "--replicas", "3") as ours:
+            ours.wait_for(3)
+            yield ours
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +100,20 @@ def test_the_parts_of_ray_listen_on_loopback(fleet: Cluster) -> None:
     print(f"\nmemory beside the engines and the text process: {memory / 2**10:.0f} MB {loaded()}")
     assert len(replicas) == 3
     assert listening_addresses(set(own) - replicas) <= LOOPBACK
+
+
+def test_the_span_at_a_replica_is_below_that_of_the_request(
+    fleet: Cluster, collector: Collector
+) -> None:
+    headers = {"x-request-id": "traced", "traceparent": f"00-{TRACE}-{PARENT}-01"}
+    url = f"{fleet.url}/chat/completions"
+    answer = httpx.post(url, json=STORY | {"max_tokens": 8}, headers=headers, timeout=250)
+    assert answer.headers["x-request-id"] == "traced"
+    wait_until(lambda: len(collector.servers("traced")) == 2, "the spans")
+    own, other = sorted(collector.servers("traced"), key=lambda span: span.start_time_unix_nano)
+    assert (own.trace_id.hex(), own.parent_span_id.hex()) == (TRACE, PARENT)
+    assert (other.trace_id, other.parent_span_id) == (own.trace_id, own.span_id)
+    assert "url.path" in attributes_of(own) and "url.path" not in attributes_of(other)
 
 
 def test_second_turns_land_where_their_pages_are(fleet: Cluster) -> None:

@@ -32,6 +32,12 @@ def test_times_are_interpolated_and_extrapolated_linearly(rows: int, seconds: fl
     assert times.expect(rows) == pytest.approx(seconds)
 
 
+def test_a_further_row_takes_the_slope_between_the_smallest_size_and_the_largest() -> None:
+    assert StepTimes().row_seconds == 0.0
+    assert timed(r8=2.0).row_seconds == pytest.approx(0.25)
+    assert timed(r4=1.0, r8=9.0, r16=4.0).row_seconds == pytest.approx(0.25)
+
+
 def test_fewer_rows_are_never_expected_to_take_longer_than_more() -> None:
     """Otherwise steps of a size would never be tried again after one that was disturbed."""
     times = timed(r1=9.0, r4=2.0, r8=1.0)

@@ -19,15 +19,13 @@ from cluster.wire import SIGN_OF_LIFE, SIGN_SECONDS, Ask, line_of, read_ask, rep
 from engine.errors import EngineDied, EngineError
 from engine.messages import Tokens
 from server.chat.asked_by_peer import check_grammar
-from server.errors import ApiError, as_api_error
+from server.errors import ApiError
 from server.http.api import Api
 from server.http.auth import given_key
 from server.http.body import read_body
 from server.http.measure import measurement_of
 from server.http.state import state_of
-from server.metrics.measurement import Asked, Measurement
-from server.metrics.usage import Totals
-from server.metrics.wait_status import Wait
+from server.metrics.peer_counts import PeerCounts
 from server.models.loaded_model import LoadedModel
 from server.models.replica import pages_for, report_of
 
@@ -82,7 +80,7 @@ async def _lines(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerat
     name = f"{ask.message.request_id}@{token_hex(4)}"
     message = replace(ask.message, request_id=name, key=f"{owner}/{ask.message.key}")
     texts = AskedTexts(ask, lambda: pages_for(model, owner, given_key(request.headers)))
-    counts = _Counts(measurement_of(request), model, ask)
+    counts = PeerCounts(measurement_of(request), model.entry.id, ask)
 
     async def run(on_prompt: Callable[[int], None]) -> AsyncGenerator[Tokens, None]:
         def note_prompt(done: int) -> None:
@@ -90,12 +88,12 @@ async def _lines(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerat
             on_prompt(done)
 
         try:
-            async with models.borrow(model.entry, counts.wait) as borrowed:
+            async with models.borrow(model.entry, counts.measured.wait) as borrowed:
                 stream = borrowed.engine.run(
                     message,
                     on_prompt=note_prompt,
-                    on_lost=counts.wait.note_lost,
-                    on_tokens=counts.totals.note_generated,
+                    on_lost=counts.note_lost,
+                    on_tokens=counts.note_generated,
                 )
                 async with contextlib.aclosing(stream):
                     async for tokens in stream:
@@ -104,7 +102,7 @@ async def _lines(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerat
                         yield tokens
             counts.complete()
         except EngineError as error:
-            counts.fail(as_api_error(error))
+            counts.fail(error)
             raise
         except ApiError as error:
             counts.fail(error)
@@ -117,49 +115,6 @@ async def _lines(request: Request, model: LoadedModel, ask: Ask) -> AsyncGenerat
                 yield SIGN_OF_LIFE if frame is None else line_of(frame)
     finally:
         counts.leave()
-
-
-class _Counts:
-    """The measurements of a request that came from another server, for metrics and log."""
-
-    def __init__(self, measured: Measurement, model: LoadedModel, ask: Ask) -> None:
-        message, params = ask.message, ask.message.params
-        self._measured, self._num_prompt = measured, len(message.prompt)
-        given = sum(len(tail.ids) for tail in message.emitted)
-        self.totals = Totals(message.num_unfinished, params.seed, self._num_prompt, given)
-        measured.set_model(model.entry.id)
-        measured.come_from_peer()
-        asked = Asked(
-            message.request_id, message.n, params.max_tokens, params.temperature, params.top_p
-        )
-        measured.begin(self.totals, asked)
-
-    @property
-    def wait(self) -> Wait:
-        return self._measured.wait
-
-    def note_prompt(self, done: int) -> None:
-        """Note how many tokens of the prompt are stored."""
-        self.totals.note_begun(0, done, self._num_prompt)
-        self.wait.note_prompt(done, self._num_prompt)
-
-    def note(self, tokens: Tokens) -> None:
-        """Note tokens of the answer."""
-        self.totals.add(tokens)
-        if not tokens.is_replayed:
-            self._measured.note_tokens(len(tokens.ids))
-
-    def complete(self) -> None:
-        """Note that all choices have finished."""
-        self._measured.complete()
-
-    def fail(self, error: ApiError) -> None:
-        """Note the error that ends the answer."""
-        self._measured.fail(error.code, error.status)
-
-    def leave(self) -> None:
-        """Note that the other server left, unless the answer has ended."""
-        self._measured.leave()
 
 
 class _Lines(Response):
