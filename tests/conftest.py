@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from tests.demo_server import COMPILED
 
 # This must precede the import of torch: spinning OpenMP threads slow each other on a busy machine.
@@ -18,6 +20,15 @@ os.environ["UNDERSTUDY_CACHE"] = _CACHE.name
 # Compiled code is kept from run to run, because compiling it takes 20 s.
 COMPILED.mkdir(parents=True, exist_ok=True)
 Path(_CACHE.name, COMPILED.name).symlink_to(COMPILED)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that share a server of the demo model first.
+
+    Towards the end the processes that run tests take some from each other, and each of them would
+    start a server.
+    """
+    items.sort(key=lambda item: "shared_demo" not in getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_finish() -> None:

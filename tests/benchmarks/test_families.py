@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.families import Outcome, all_families, read_results, survey
 
-PARTS = 16  # of all types, so that several processes share them
+PARTS = 32  # of all types, so that several processes share them
 
 
 def test_results_of_an_ended_survey_are_read_again(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""Fixtures of the tests of peers: short times."""
+"""Fixtures of the tests of peers: short times, and documents of APIs that are made once."""
 
 import pytest
 
 from cluster import peer, peers, streams
 from server.http.routes import peer as route
+from tests.server.conftest import documents_made_once
+
+__all__ = ["documents_made_once", "short_times"]
 
 
 @pytest.fixture(autouse=True)

@@ -140,6 +140,7 @@ def test_an_answer_without_a_draft_is_the_same(client: openai.OpenAI) -> None:
     assert extra["timings"]["draft_n"] == 0
 
 
+@pytest.mark.slow
 def test_the_same_model_without_a_draft_gives_the_same_answers(
     client: openai.OpenAI,
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.demo_server import DemoServer
 from tests.server.conftest import events
+from tests.variations import variations
 
 ASKED: Any = [{"role": "user", "content": "What is Understudy?"}]
 WEATHER: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -16,6 +17,17 @@ TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": 
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": NUMBER}}
 PLAIN = {"method": "none"}
+FIELDS: list[dict[str, Any]] = [
+    {"temperature": 1, "n": 2, "top_p": 0.9},
+    {"response_format": FORMAT},
+    {"messages": WEATHER, "tools": TOOLS, "tool_choice": "required"},
+    {"stop": ["full model"], "min_tokens": 9},
+    {"messages": [*ASKED, {"role": "assistant", "content": "<think>\nThe user"}]},
+    {"logprobs": True, "top_logprobs": 2, "provenance": False},
+    {"temperature": 1, "frequency_penalty": 1, "logit_bias": {"300": 3}},
+    {"messages": WEATHER, "tools": TOOLS, "temperature": 1},
+    {"max_tokens": 6},
+]
 
 
 @pytest.fixture
@@ -55,7 +67,7 @@ def whole(shared_demo: Any) -> str:
     return reasoning_of(choice)
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 1000])
+@pytest.mark.parametrize("tokens", variations([1, 4, 1000], quick=[4, 1000]))
 def test_reasoning_has_as_many_tokens_as_its_budget(
     client: httpx.Client, whole: str, tokens: int
 ) -> None:
@@ -88,20 +100,7 @@ def test_a_budget_of_0_is_an_answer_without_reasoning(client: httpx.Client) -> N
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 0
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"temperature": 1, "n": 2, "top_p": 0.9},
-        {"logprobs": True, "top_logprobs": 2, "provenance": False},
-        {"temperature": 1, "frequency_penalty": 1, "logit_bias": {"300": 3}},
-        {"response_format": FORMAT},
-        {"messages": WEATHER, "tools": TOOLS, "tool_choice": "required"},
-        {"messages": WEATHER, "tools": TOOLS, "temperature": 1},
-        {"stop": ["full model"], "min_tokens": 9},
-        {"max_tokens": 6},
-        {"messages": [*ASKED, {"role": "assistant", "content": "<think>\nThe user"}]},
-    ],
-)
+@pytest.mark.parametrize("fields", variations(FIELDS, quick=FIELDS[:5]))
 def test_speculation_does_not_change_the_answer(
     client: httpx.Client, fields: dict[str, Any]
 ) -> None:

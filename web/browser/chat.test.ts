@@ -1,27 +1,16 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser, Locator, Page } from "playwright-core";
+import type { Locator, Page } from "playwright-core";
 
-import { leave, needsChromium, type Server, serveSlowDemo, type Shared, sharedDemo, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, serveSlowDemo, sharedDemo, withServer } from "./harness.ts";
 
 const LONG = 120_000; // milliseconds for what the engine does on a busy machine
 const STOP_MS = 2000;
 
-let server: Shared;
-let slow: Server; // whose answers do not end before something happens to them
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, slow, browser] = await Promise.all([sharedDemo(), serveSlowDemo(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await Promise.all([server.stop(), slow.stop()]);
-  });
-}
+const demo = withServer(sharedDemo);
+const slow = withServer(serveSlowDemo); // whose answers do not end before something happens to them
 
 function answers(page: Page): Locator {
   return page.locator(".message.answer");
@@ -57,7 +46,7 @@ async function choose(page: Page, menu: string, item: string): Promise<void> {
 }
 
 test("a message is answered, and the chat is there after a reload", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   await ask(page, "What is Understudy?");
   const text = await answered(page);
@@ -69,7 +58,7 @@ test("a message is answered, and the chat is there after a reload", needsChromiu
 });
 
 test("the same seed gives the same text, and a new one a new branch", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   await setMaxTokens(page, 24);
   await ask(page, "Tell me a story.");
@@ -87,14 +76,14 @@ test("the same seed gives the same text, and a new one a new branch", needsChrom
 });
 
 test("an answer that is stopped leaves the engine idle, and goes on as it would have", needsChromium, async () => {
-  const opened = await visit(browser, slow.url);
+  const opened = await slow.visit();
   const { page } = opened;
   await setMaxTokens(page, 24);
   await ask(page, "Tell me a long story.");
   await page.locator(".markdown").filter({ hasText: /\w+ \w+ \w+/ }).waitFor({ timeout: LONG });
   await page.keyboard.press("Escape");
   const stopped = Date.now();
-  while ((await inEngine(slow.url)) > 0) {
+  while ((await inEngine(slow.server.url)) > 0) {
     assert.ok(Date.now() - stopped < STOP_MS, "the engine still works for a stopped answer");
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
@@ -108,7 +97,7 @@ test("an answer that is stopped leaves the engine idle, and goes on as it would 
 });
 
 test("an edited message begins a branch, and the switch shows both", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   await setMaxTokens(page, 12);
   await ask(page, "What is Understudy?");
@@ -126,7 +115,7 @@ test("an edited message begins a branch, and the switch shows both", needsChromi
 });
 
 test("an edited answer is gone on with", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   await setMaxTokens(page, 10);
   await ask(page, "What is Understudy?");
@@ -145,7 +134,7 @@ test("an edited answer is gone on with", needsChromium, async () => {
 });
 
 test("a chat is renamed, found, deleted and put back, exported and imported", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   await setMaxTokens(page, 8);
   await ask(page, "What is Understudy?");
@@ -178,7 +167,7 @@ test("a chat is renamed, found, deleted and put back, exported and imported", ne
 });
 
 test("a prompt longer than the context has a way on", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   await ask(page, "many words ".repeat(4000));
   await page.locator(".problem").getByText("This chat is longer than the model can read.").waitFor({ timeout: LONG });
@@ -188,12 +177,12 @@ test("a prompt longer than the context has a way on", needsChromium, async () =>
 });
 
 test("an answer goes on after its engine was killed", needsChromium, async () => {
-  const opened = await visit(browser, slow.url);
+  const opened = await slow.visit();
   const { page } = opened;
   await setMaxTokens(page, 24);
   await ask(page, "Tell me a long story.");
   await page.locator(".markdown").filter({ hasText: /\w+ \w+ \w+/ }).waitFor({ timeout: LONG });
-  process.kill(engineOf(slow.process.pid!), "SIGKILL");
+  process.kill(engineOf(slow.server.process.pid!), "SIGKILL");
   const broken = await answered(page);
   await page.getByText("went on after a restart").waitFor();
   await choose(page, "Answer again", "With the same seed");

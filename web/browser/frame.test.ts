@@ -1,31 +1,18 @@
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser } from "playwright-core";
+import { leave, needsChromium, sharedFake, withServer } from "./harness.ts";
 
-import { leave, needsChromium, sharedFake, type Shared, startBrowser, visit } from "./harness.ts";
-
-let server: Shared;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const fake = withServer(sharedFake);
 
 test("the page opens without errors and without requests to other hosts", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await fake.visit();
   assert.equal(await opened.page.title(), "Chat · Understudy");
   await leave(opened);
 });
 
 test("on a narrow page the list of chats opens over the chat, and Escape closes it", needsChromium, async () => {
-  const opened = await visit(browser, server.url, { viewport: { width: 390, height: 700 } });
+  const opened = await fake.visit({ viewport: { width: 390, height: 700 } });
   const { page } = opened;
   await page.getByRole("button", { name: "List of chats" }).click();
   await page.getByRole("button", { name: "New chat" }).waitFor();
@@ -35,7 +22,7 @@ test("on a narrow page the list of chats opens over the chat, and Escape closes 
 });
 
 test("everything is reached by keyboard", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await fake.visit();
   const { page } = opened;
   await page.getByLabel("Message", { exact: true }).fill("hi");
   await page.keyboard.press("Enter");
@@ -52,7 +39,7 @@ test("everything is reached by keyboard", needsChromium, async () => {
 });
 
 test("the chosen theme stays after a reload", needsChromium, async () => {
-  const opened = await visit(browser, server.url, { colorScheme: "light" });
+  const opened = await fake.visit({ colorScheme: "light" });
   const { page } = opened;
   const paper = (): Promise<string> => page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor);
   const light = await paper();

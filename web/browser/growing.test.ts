@@ -1,25 +1,12 @@
 /** What a pass costs the page as an answer grows, in what is drawn: `npm run frames` measures the time. */
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
-
-import type { Browser } from "playwright-core";
+import { test } from "node:test";
 
 import { growing, KINDS } from "./growing.ts";
-import { leave, needsChromium, sharedFake, type Shared, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, sharedFake, withServer } from "./harness.ts";
 import { scriptAnswers } from "./scripted.ts";
 
-let server: Shared;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const fake = withServer(sharedFake);
 
 interface Work {
   /** Characters of text that became part of the page anew. */
@@ -68,7 +55,7 @@ const PAUSE_MS = 40; // more than a frame
 for (const name of ["short blocks", "paragraph", "code", "list"]) {
   test(`a pass costs no more in a long answer: ${name}`, needsChromium, async () => {
     const steps = growing(KINDS[name]!, [SHORT, LONG], PASSES, PAUSE_MS);
-    const opened = await visit(browser, server.url, {
+    const opened = await fake.visit({
       prepare: async (context) => {
         await scriptAnswers(context, [{ steps }]);
         await context.addInitScript(countWork);

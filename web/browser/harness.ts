@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { after, before } from "node:test";
 
 import { type Browser, type BrowserContext, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 
@@ -142,7 +143,7 @@ export interface Visit {
   close: () => Promise<void>;
 }
 
-interface VisitOptions extends BrowserContextOptions {
+export interface VisitOptions extends BrowserContextOptions {
   /** Is called before the page is opened. */
   prepare?: (context: BrowserContext) => Promise<unknown>;
 }
@@ -169,6 +170,36 @@ export async function visit(browser: Browser, url: string, options: VisitOptions
   page.setDefaultTimeout(20_000);
   await page.goto(url);
   return { page, problems, close: () => context.close() };
+}
+
+/** A server for the tests of a file, in which each of them opens pages. */
+export interface Served<S extends Shared> {
+  readonly server: S;
+  /** Open a page of the server in a fresh profile. */
+  visit: (options?: VisitOptions) => Promise<Visit>;
+}
+
+let ofFile: Promise<Browser> | undefined; // each file with tests is run in a process of its own
+
+/** Start a server and the file's browser before the tests of a file, and end both after them. */
+export function withServer<S extends Shared>(start: () => Promise<S>): Served<S> {
+  let server: S;
+  let browser: Browser;
+  if (!("skip" in needsChromium)) {
+    before(async () => {
+      [server, browser] = await Promise.all([start(), (ofFile ??= startBrowser())]);
+    });
+    after(async () => {
+      await browser.close();
+      await server.stop();
+    });
+  }
+  return {
+    get server() {
+      return server;
+    },
+    visit: (options) => visit(browser, server.url, options),
+  };
 }
 
 /** Close a page, and fail if anything went wrong in it. */

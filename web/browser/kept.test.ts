@@ -1,26 +1,15 @@
 /** What the page keeps: answers in the middle, paint, drafts; and what it says of files and settings. */
 import assert from "node:assert/strict";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser, BrowserContext, Locator, Page } from "playwright-core";
+import type { BrowserContext, Locator, Page } from "playwright-core";
 
 import { violations } from "./axe.ts";
-import { leave, needsChromium, PICTURES, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
+import { leave, needsChromium, PICTURES, sharedFake, type Visit, type VisitOptions, withServer } from "./harness.ts";
 import { end, scriptAnswers, type Scripted, type Step } from "./scripted.ts";
 
-let server: Shared;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const fake = withServer(sharedFake);
 
 /** Return a step that brings tokens, all but the last of which were drafted. */
 function tokens(texts: string[], ids: number[]): Step {
@@ -31,14 +20,12 @@ function tokens(texts: string[], ids: number[]): Step {
   return { data: { model: "main", choices: [{ index: 0, delta: { content: texts.join("") }, token_ids: ids, provenance }] } };
 }
 
-type Options = NonNullable<Parameters<typeof visit>[2]>;
-
-async function scripted(answers: Scripted[], options: Options = {}): Promise<Visit> {
+async function scripted(answers: Scripted[], options: VisitOptions = {}): Promise<Visit> {
   const prepare = async (context: BrowserContext): Promise<void> => {
     await scriptAnswers(context, answers);
     await options.prepare?.(context);
   };
-  return visit(browser, server.url, { ...options, prepare });
+  return fake.visit({ ...options, prepare });
 }
 
 function field(page: Page): Locator {

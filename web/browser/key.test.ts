@@ -1,25 +1,12 @@
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser } from "playwright-core";
+import { leave, needsChromium, serveFake, withServer } from "./harness.ts";
 
-import { leave, needsChromium, serveFake, type Server, startBrowser, visit } from "./harness.ts";
-
-let server: Server;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([serveFake("--key", "right"), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const fake = withServer(() => serveFake("--key", "right"));
 
 test("the page asks for the key, refuses a wrong one, and keeps the right one for the tab", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await fake.visit();
   const { page } = opened;
   await page.getByRole("heading", { name: "This server asks for a key" }).waitFor();
   await page.getByLabel("API key").fill("wrong");
@@ -41,7 +28,7 @@ test("the page asks for the key, refuses a wrong one, and keeps the right one fo
 });
 
 test("whoever gives no key can give it later", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await fake.visit();
   const { page } = opened;
   await page.getByRole("button", { name: "Cancel" }).click();
   await page.getByRole("banner").getByRole("button", { name: "Enter a key" }).waitFor();

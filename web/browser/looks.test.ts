@@ -1,16 +1,13 @@
 /** The page in both themes and three widths: pictures to look at, and no violation that axe finds. */
-import assert from "node:assert/strict";
-import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser, Page } from "playwright-core";
+import type { Page } from "playwright-core";
 
-import { violations } from "./axe.ts";
-import { leave, needsChromium, PICTURES, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
+import { look } from "./axe.ts";
+import { leave, needsChromium, sharedFake, type Visit, withServer } from "./harness.ts";
 import { end, failure, scriptAnswers, type Step, text, thought } from "./scripted.ts";
 
 const WIDTHS = [320, 390, 1280];
-const THEMES = ["light", "dark"] as const;
 
 const RICH = `Here is **what it does**, with \`code\` and a [link](https://x.example).
 
@@ -39,18 +36,7 @@ The expected length is $E = \\sum_{k} p_k$, so
 $$\\tau = \\frac{1 - \\alpha^{\\gamma + 1}}{1 - \\alpha}$$
 `;
 
-let server: Shared;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const fake = withServer(sharedFake);
 
 async function ask(page: Page, question: string): Promise<void> {
   await page.getByLabel("Message", { exact: true }).fill(question);
@@ -120,25 +106,15 @@ const SCENES: [name: string, answers: Parameters<typeof scriptAnswers>[1], act: 
   ],
 ];
 
-/** Return by how many pixels the page is wider than the screen. */
-async function overflow(page: Page): Promise<number> {
-  return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-}
-
 for (const [name, answers, act] of SCENES) {
   test(`${name}: both themes, three widths`, needsChromium, async () => {
     for (const width of WIDTHS) {
       const viewport = { width, height: width < 500 ? 700 : 800 };
       const prepare = (context: Parameters<typeof scriptAnswers>[0]): Promise<unknown> => scriptAnswers(context, answers);
-      const opened: Visit = await visit(browser, server.url, { viewport, prepare });
+      const opened: Visit = await fake.visit({ viewport, prepare });
       const { page } = opened;
       await act(page);
-      for (const colorScheme of THEMES) {
-        await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-        await page.screenshot({ path: join(PICTURES, `${name}-${width}-${colorScheme}.png`) });
-        assert.deepEqual(await violations(page), [], `${name}, ${width}, ${colorScheme}`);
-        assert.equal(await overflow(page), 0);
-      }
+      await look(page, `${name}-${width}`);
       await leave(opened);
     }
   });
@@ -147,14 +123,10 @@ for (const [name, answers, act] of SCENES) {
 test("the dialogs pass too", needsChromium, async () => {
   const prepare = (context: Parameters<typeof scriptAnswers>[0]): Promise<unknown> =>
     scriptAnswers(context, [failure(401, "invalid_api_key", "A valid API key is required.")]);
-  const opened = await visit(browser, server.url, { viewport: { width: 320, height: 600 }, prepare });
+  const opened = await fake.visit({ viewport: { width: 320, height: 600 }, prepare });
   const { page } = opened;
   await ask(page, "hi");
   await page.getByRole("dialog").waitFor();
-  for (const colorScheme of THEMES) {
-    await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-    await page.screenshot({ path: join(PICTURES, `key-320-${colorScheme}.png`) });
-    assert.deepEqual(await violations(page), []);
-  }
+  await look(page, "key-320");
   await leave(opened);
 });

@@ -1,12 +1,11 @@
 /** The view of models: load, unload, failures, and what is said about them. */
 import assert from "node:assert/strict";
-import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser, Page } from "playwright-core";
+import type { Page } from "playwright-core";
 
-import { violations } from "./axe.ts";
-import { leave, needsChromium, PICTURES, serveFake, type Server, startBrowser, visit, type Visit } from "./harness.ts";
+import { look } from "./axe.ts";
+import { leave, needsChromium, serveFake, type Visit, type VisitOptions, withServer } from "./harness.ts";
 
 const PASSES = { seconds: 10, passes: 20, tokens: 125, link_bytes: 0, stall_seconds: { copy: 0, draft: 0, host: 0 } };
 const MODEL = { aliases: [], default: false };
@@ -54,28 +53,17 @@ const STATUS = {
   },
 };
 
-let server: Server;
-let browser: Browser;
+const fake = withServer(serveFake);
 
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([serveFake(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
-
-async function open(options: Parameters<typeof visit>[2] = {}): Promise<Visit> {
-  const opened = await visit(browser, server.url, options);
-  await opened.page.goto(`${server.url}#/models`);
+async function open(options: VisitOptions = {}): Promise<Visit> {
+  const opened = await fake.visit(options);
+  await opened.page.goto(`${fake.server.url}#/models`);
   await opened.page.getByRole("heading", { name: "Models", level: 1 }).waitFor();
   return opened;
 }
 
 /** Open the view while the server says that it is in a state. */
-function openWith(status: unknown, options: Parameters<typeof visit>[2] = {}): Promise<Visit> {
+function openWith(status: unknown, options: VisitOptions = {}): Promise<Visit> {
   const stream = { contentType: "text/event-stream", body: `data: ${JSON.stringify(status)}\n\n` };
   return open({
     ...options,
@@ -171,20 +159,15 @@ test("a server that is gone is looked for until it is there again", needsChromiu
 });
 
 for (const width of [320, 390, 1280]) {
-  for (const colorScheme of ["light", "dark"] as const) {
-    test(`models, ${width} pixels wide, ${colorScheme}`, needsChromium, async () => {
-      const opened = await openWith(STATUS, { viewport: { width, height: 900 }, colorScheme });
-      const { page } = opened;
-      await card(page, "demo").waitFor();
-      await page.getByText("What is in memory").click();
-      await page.screenshot({ path: join(PICTURES, `models-${width}-${colorScheme}.png`) });
-      assert.deepEqual(await violations(page), []);
-      assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
-      await page.getByRole("button", { name: "Unload qwen2.5-14b" }).click();
-      await page.getByRole("dialog").waitFor();
-      await page.screenshot({ path: join(PICTURES, `models-unload-${width}-${colorScheme}.png`) });
-      assert.deepEqual(await violations(page), []);
-      await leave(opened);
-    });
-  }
+  test(`models, ${width} pixels wide, in both themes`, needsChromium, async () => {
+    const opened = await openWith(STATUS, { viewport: { width, height: 900 } });
+    const { page } = opened;
+    await card(page, "demo").waitFor();
+    await page.getByText("What is in memory").click();
+    await look(page, `models-${width}`);
+    await page.getByRole("button", { name: "Unload qwen2.5-14b" }).click();
+    await page.getByRole("dialog").waitFor();
+    await look(page, `models-unload-${width}`);
+    await leave(opened);
+  });
 }

@@ -1,27 +1,16 @@
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser, BrowserContext, Page } from "playwright-core";
+import type { BrowserContext, Page } from "playwright-core";
 
-import { needsChromium, leave, sharedFake, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
+import { leave, needsChromium, sharedFake, type Visit, withServer } from "./harness.ts";
 import { end, failure, scriptAnswers, type Scripted, type Step, text, thought } from "./scripted.ts";
 
-let server: Shared;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([sharedFake(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const fake = withServer(sharedFake);
 
 /** Open the page with scripted answers. */
 async function scripted(answers: Scripted[], status?: unknown): Promise<Visit> {
-  return visit(browser, server.url, { prepare: (context) => scriptAnswers(context, answers, status) });
+  return fake.visit({ prepare: (context) => scriptAnswers(context, answers, status) });
 }
 
 async function ask(page: Page, question: string): Promise<void> {
@@ -73,7 +62,7 @@ test("a server that does not answer is named, and found again", needsChromium, a
   let isGone = true;
   const prepare = (context: BrowserContext): Promise<unknown> =>
     context.route("**/v1/models", (route) => (isGone ? route.abort() : route.continue()));
-  const opened = await visit(browser, server.url, { prepare });
+  const opened = await fake.visit({ prepare });
   const { page } = opened;
   await seen(page, "The server does not answer");
   isGone = false;
@@ -269,7 +258,7 @@ test("a setting that is wrong is said before anything is sent", needsChromium, a
 });
 
 test("a wrong number is told, and another one is not sent instead", needsChromium, async () => {
-  const opened = await visit(browser, server.url);
+  const opened = await fake.visit();
   const { page } = opened;
   const bodies: { max_tokens?: number }[] = [];
   page.on("request", (request) => {

@@ -1,31 +1,20 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 
-import type { Browser, Page } from "playwright-core";
+import type { Page } from "playwright-core";
 
-import { violations } from "./axe.ts";
-import { leave, needsChromium, PICTURES, sharedDemo, type Shared, startBrowser, visit, type Visit } from "./harness.ts";
+import { look } from "./axe.ts";
+import { leave, needsChromium, PICTURES, sharedDemo, type Visit, type VisitOptions, withServer } from "./harness.ts";
 
-let server: Shared;
-let browser: Browser;
-
-if (!("skip" in needsChromium)) {
-  before(async () => {
-    [server, browser] = await Promise.all([sharedDemo(), startBrowser()]);
-  });
-  after(async () => {
-    await browser.close();
-    await server.stop();
-  });
-}
+const demo = withServer(sharedDemo);
 
 const QUESTION = "What is Understudy?";
 const SLOW_MS = 90_000; // a model on a busy machine
 
-async function answered(options: Parameters<typeof visit>[2] = {}): Promise<Visit> {
-  const opened = await visit(browser, server.url, options);
+async function answered(options: VisitOptions = {}): Promise<Visit> {
+  const opened = await demo.visit(options);
   opened.page.setDefaultTimeout(SLOW_MS);
   await opened.page.getByLabel("Message", { exact: true }).fill(QUESTION);
   await opened.page.keyboard.press("Enter");
@@ -116,7 +105,7 @@ test("a race says that both answers are identical", needsChromium, async () => {
 
 /** Open the view of races, whose requests are answered with an error until `mend` is called. */
 async function failingRace(status: number, code: string, message: string): Promise<Visit & { mend: () => Promise<void> }> {
-  const opened = await visit(browser, server.url);
+  const opened = await demo.visit();
   const { page } = opened;
   page.setDefaultTimeout(SLOW_MS);
   await page.getByRole("link", { name: "Race" }).click();
@@ -167,16 +156,6 @@ test("an answer is saved as one file with its paint", needsChromium, async () =>
   await other.screenshot({ path: join(PICTURES, "export.png"), fullPage: true });
   await leave(opened);
 });
-
-/** Look at the page in both themes: take a picture, and find nothing that axe forbids. */
-async function look(page: Page, name: string): Promise<void> {
-  for (const colorScheme of ["light", "dark"] as const) {
-    await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-    await page.screenshot({ path: join(PICTURES, `${name}-${colorScheme}.png`) });
-    assert.deepEqual(await violations(page), [], `${name}, ${colorScheme}`);
-    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth > innerWidth), false);
-  }
-}
 
 for (const [width, height] of [[1280, 800], [390, 844], [320, 640]] as const) {
   test(`passes and a race look right on ${width} pixels, in both themes`, needsChromium, async () => {

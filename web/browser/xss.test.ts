@@ -6,10 +6,12 @@ import { build } from "esbuild";
 import type { Page } from "playwright-core";
 
 import { HOSTILE } from "./hostile.ts";
-import { leave, needsChromium, sharedFake, startBrowser, visit } from "./harness.ts";
+import { leave, needsChromium, sharedFake, withServer } from "./harness.ts";
 
 const SCRIPT = "page/hostile-test.js";
-const AT_ONCE = 100; // texts in one call, so that a failure is near
+const AT_ONCE = 50; // texts in one call, so that a failure is near
+
+const fake = withServer(sharedFake);
 
 /** Add the script that shows hostile texts to a page, as a file of the server's own origin. */
 async function addScript(page: Page, url: string): Promise<void> {
@@ -31,27 +33,21 @@ async function addScript(page: Page, url: string): Promise<void> {
 
 test("no hostile text runs, loads or leaves what is allowed, at any prefix", needsChromium, async () => {
   assert.ok(HOSTILE.length >= 2000);
-  const server = await sharedFake();
-  const browser = await startBrowser();
-  try {
-    const opened = await visit(browser, server.url);
-    await opened.page.waitForLoadState("networkidle");
-    await addScript(opened.page, server.url);
-    const requests: string[] = [];
-    const own = `${server.url}page/`; // code that highlights and typesets
-    opened.page.on("request", (request) => request.url().startsWith(own) || requests.push(request.url()));
-    let prefixes = 0;
-    for (let at = 0; at < HOSTILE.length; at += AT_ONCE) {
-      const texts = HOSTILE.slice(at, at + AT_ONCE);
-      const shown = await opened.page.evaluate((given) => window.showHostile(given), texts);
-      assert.deepEqual(shown.found, []);
-      prefixes += shown.prefixes;
-    }
-    assert.deepEqual(requests, []);
-    console.log(`${HOSTILE.length} texts, ${prefixes} prefixes`);
-    await leave(opened);
-  } finally {
-    await browser.close();
-    await server.stop();
+  const opened = await fake.visit();
+  const { url } = fake.server;
+  await opened.page.waitForLoadState("networkidle");
+  await addScript(opened.page, url);
+  const requests: string[] = [];
+  const own = `${url}page/`; // code that highlights and typesets
+  opened.page.on("request", (request) => request.url().startsWith(own) || requests.push(request.url()));
+  let prefixes = 0;
+  for (let at = 0; at < HOSTILE.length; at += AT_ONCE) {
+    const texts = HOSTILE.slice(at, at + AT_ONCE);
+    const shown = await opened.page.evaluate((given) => window.showHostile(given), texts);
+    assert.deepEqual(shown.found, []);
+    prefixes += shown.prefixes;
   }
+  assert.deepEqual(requests, []);
+  console.log(`${HOSTILE.length} texts, ${prefixes} prefixes`);
+  await leave(opened);
 });

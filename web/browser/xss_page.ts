@@ -40,7 +40,7 @@ async function showHostile(texts: string[]): Promise<{ prefixes: number; found: 
   const found: string[] = [];
   let prefixes = 0;
   addEventListener("securitypolicyviolation", (event) => found.push(`policy: ${event.violatedDirective}`));
-  for (const text of texts) {
+  const shown = texts.map((text) => {
     const root = document.body.appendChild(document.createElement("div"));
     const view = new View(root);
     for (let end = 1; end <= text.length; end++) {
@@ -48,17 +48,20 @@ async function showHostile(texts: string[]): Promise<{ prefixes: number; found: 
       prefixes++;
       found.push(...inspect(root, text.slice(0, end)));
     }
-    await new Promise((resolve) => setTimeout(resolve)); // formulas and colours come later
+    return { text, root, view };
+  });
+  await new Promise((resolve) => setTimeout(resolve)); // formulas and colours come later
+  for (const { text, root, view } of shown) {
     found.push(...inspect(root, text));
     view.update("", false);
     for (const long of [WORDS + text, `${WORDS}${text} ${WORDS}`]) {
       view.update(long, false); // is cut before the text, then maybe within it
       found.push(...inspect(root, text));
     }
-    if (hits > 0) found.push(`ran: ${text}`);
-    hits = 0;
     root.remove();
   }
+  if (hits > 0) found.push(`ran: ${texts.join("\n")}`);
+  hits = 0;
   return { prefixes, found };
 }
 

@@ -34,6 +34,7 @@ from tests.engine.models import (
     request,
     run,
 )
+from tests.variations import variations
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ def test_answers_do_not_depend_on_the_tiers_of_the_weights(
     engine.close()
 
 
-@pytest.mark.parametrize("tier", ["ram", "disk", "resident"])
+@pytest.mark.parametrize("tier", variations(["ram", "disk", "resident"], quick=["disk"]))
 def test_answers_of_a_quantized_target_do_not_depend_on_the_draft(tier: Any) -> None:
     """Four bits change the answers, but drafts and batches still do not."""
     folder = checkpoint("llama")

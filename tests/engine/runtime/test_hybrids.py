@@ -263,7 +263,11 @@ def cached(engine: Engine, name: str, tokens: list[int], **params: Any) -> tuple
 
 
 @pytest.mark.parametrize(
-    ("family", "length"), [("qwen3_next", 40), ("lfm2", 129), ("qwen3_next", 250), ("lfm2", 250)]
+    ("family", "length"),
+    variations(
+        [("qwen3_next", 40), ("lfm2", 129), ("qwen3_next", 250), ("lfm2", 250)],
+        quick=[("qwen3_next", 40), ("lfm2", 129), ("lfm2", 250)],
+    ),
 )
 def test_the_second_turn_of_a_chat_runs_only_its_new_tokens(family: str, length: int) -> None:
     folder, first = checkpoint(family), prompt(length, 7)

@@ -1,5 +1,6 @@
 """Tests of mixtures of experts whose layers are streamed in slices: the answers are the same."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from tests.engine.weights.formats.test_linear import meta_model, mxfp4_checkpoin
 from tests.variations import variations
 
 MIXTURES = ["mixtral", "qwen3_moe", "gpt_oss"]
+STREAMS = [StreamSpec(tier="disk", slots=2), StreamSpec(tier="resident"), StreamSpec(resident=1)]
 CASES = [(family, torch.float32) for family in MIXTURES] + [
     (family, torch.bfloat16) for family in ("mixtral", "gpt_oss")
 ]
@@ -123,10 +125,9 @@ def test_a_slice_may_hold_several_experts(monkeypatch: pytest.MonkeyPatch) -> No
     made.close()
 
 
-@pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize(
-    "stream",
-    [StreamSpec(tier="disk", slots=2), StreamSpec(tier="resident"), StreamSpec(resident=1)],
+    ("stream", "family"),
+    variations(product(STREAMS, MIXTURES), quick=list(zip(STREAMS, MIXTURES, strict=True))),
     ids=str,
 )
 def test_answers_do_not_depend_on_the_tiers_of_the_slices(

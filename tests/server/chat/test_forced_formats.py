@@ -29,7 +29,7 @@ from tests.server.chat.random_tools import (
 
 FORMATS = [name for name, known in known_formats().items() if known.syntax is not None]
 FEW, MANY = 2, 200
-MODELLED = 5  # tools that the demo's model calls in each format, one of them among slow tests
+MODELLED = 5  # tools that the demo's model calls in each format
 ATTEMPTS = 10  # to get an answer that ends
 # Python has no year 0, so it refuses some of the dates that the standard allows.
 CHECKED = FormatChecker(["uuid", "ipv4", "ipv6", "email", "regex"])
@@ -150,17 +150,20 @@ def test_many_random_calls_are_read_and_match(
 
 
 @pytest.mark.parametrize(
-    "seed",
+    ("seed", "names"),
     [
-        pytest.param(seed, marks=pytest.mark.long if seed else pytest.mark.slow)
-        for seed in range(MODELLED)
+        pytest.param(0, FORMATS[::4], marks=pytest.mark.slow, id="0 in some formats"),
+        *(
+            pytest.param(seed, FORMATS, marks=pytest.mark.long, id=str(seed))
+            for seed in range(MODELLED)
+        ),
     ],
 )
-def test_calls_of_the_demo_model_are_read_and_match(seed: int) -> None:
+def test_calls_of_the_demo_model_are_read_and_match(seed: int, names: list[str]) -> None:
     tokenizer = Tokenizer.from_file(str(DEMO))
     grammars, model = new_grammars(tokenizer), DemoModel(tokenizer)
     num_ended = 0
-    for name in FORMATS:
+    for name in names:
         schema = Random(seed).tool()
         tools, grammar = forced(name, tokenizer, schema, is_parallel=seed % 4 == 0)
         ids, has_ended = model.answer(grammars, grammar, seed)

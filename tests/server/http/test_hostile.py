@@ -7,12 +7,14 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 
 import httpx
 import pytest
 
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
 from tests.server.fake_engine import FakeEngines
+from tests.variations import variations
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,10 @@ def slow_client(url: str, body: object) -> socket.socket:
     return sock
 
 
-@pytest.mark.parametrize("takes", [0, 1])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("stream", "takes"),
+    variations(product([False, True], [0, 1]), quick=[(True, 0), (False, 1)]),
+)
 async def test_an_answer_that_the_client_does_not_read_is_dropped(
     make_app: MakeApp,
     engines: FakeEngines,
