@@ -18,6 +18,8 @@ from typing import Any
 
 import uvicorn
 
+from cluster.address import Address
+from cluster.peers import Peers
 from engine.errors import EngineError
 from engine.messages import Generate
 from engine.spec import ModelSpec
@@ -66,15 +68,20 @@ def _compute_own_rate(stream: Stream) -> float:
 
 
 @contextmanager
-def front_end(spec: ModelSpec, factory: EngineFactory) -> Iterator[int]:
+def front_end(
+    spec: ModelSpec, factory: EngineFactory, *, peers: Sequence[str] = ()
+) -> Iterator[int]:
     """Serve one model in a new process and yield the port.
 
-    `factory` makes the engine client and must be picklable. Raises `EngineError` if the server does
-    not start.
+    Raises `EngineError` if the server does not start.
+
+    Args:
+        factory: makes the engine client; it must be picklable.
+        peers: the URLs of other servers, on which requests may run.
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, spec, factory), name="server")
+    process = context.Process(target=_serve, args=(theirs, spec, factory, peers), name="server")
     process.start()
     theirs.close()
     try:
@@ -166,11 +173,12 @@ class _Server(uvicorn.Server):
         self._pipe.send(sockets[0].getsockname()[1])
 
 
-def _serve(pipe: Connection, spec: ModelSpec, factory: EngineFactory) -> None:
+def _serve(pipe: Connection, spec: ModelSpec, factory: EngineFactory, urls: Sequence[str]) -> None:
     """Run the server (main function of its process); the first request loads the model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C
     entry = ModelEntry(spec.id, spec, created=0)
-    app = create_app(Settings(), Registry([entry], spec.id), factory)
+    peers = Peers([Address(url) for url in urls]) if urls else None
+    app = create_app(Settings(), Registry([entry], spec.id), factory, peers=peers)
     config = http_config(app)
     loop = config.get_loop_factory()
     with bind(HOST, 0) as listener, asyncio.Runner(loop_factory=loop) as runner:

@@ -34,21 +34,17 @@ def read_resident_bytes(pid: int) -> int:
 
 def read_proportional_bytes(pid: int) -> int:
     """Return the bytes of a process in which shared pages count in part, 0 if it does not exist."""
-    return _read_rollup(pid, "Pss:")
+    return _read_kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
 
 
 def read_anonymous_bytes(pid: int) -> int:
-    """Return the bytes of a process that belong to no file, 0 if it does not exist.
-
-    Pages that it shares with its children count in part. The part of a library's pages depends on
-    the other programs of the machine, so those are left out.
-    """
-    return _read_rollup(pid, "Pss_Anon:")
+    """Return the resident bytes of a process that belong to no file, 0 if it does not exist."""
+    return _read_kilobytes(Path(f"/proc/{pid}/status"), "RssAnon:")
 
 
-def _read_rollup(pid: int, name: str) -> int:
+def _read_kilobytes(file: Path, name: str) -> int:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = file.read_text().splitlines()
     except OSError:  # the process has ended or is ending
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

@@ -146,8 +146,10 @@ def take_account(front_end: int, requests: int, folders: Mapping[str, Path]) -> 
     if own.engine is not None:
         amounts["engine"], owners["engine"] = read_resident_bytes(own.engine), own.engine
     if own.text is not None:
-        text = (own.text, *list_descendants(own.text))  # with its workers
-        amounts["text"], owners["text"] = sum(map(read_anonymous_bytes, text)), own.text
+        # The largest of it and its workers, whose number follows the load. Pages of libraries are
+        # left out: how many of them are resident depends on other programs.
+        text = (own.text, *list_descendants(own.text))
+        amounts["text"], owners["text"] = max(map(read_anonymous_bytes, text)), own.text
     for name, pid in list(owners.items()):
         for what in ("fd", "task"):
             with suppress(OSError):
