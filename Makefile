@@ -148,7 +148,8 @@ bench-coded: $(VENV)/.installed-bench ## compare weights in the lossless code wi
 bench-peers: $(VENV)/.installed-bench $(PEERS_VENV)/.installed ## compare with other engines (needs root, an hour)
 	$(BIN)/python -m benchmarks.report --group peers $(ARGS)
 
-bench-cluster: $(VENV)/.installed ## simulate 100 and 1,000 replicas and how requests are placed (15 minutes)
+bench-cluster: $(VENV)/.installed-bench ## compare simulated replicas with three servers, then simulate 100 and 1,000 (an hour)
+	$(QUIET_THREADS) $(BIN)/python -m benchmarks.cluster_check
 	$(BIN)/python -m benchmarks.cluster_sim $(ARGS)
 
 # It needs no environment of its own: a machine that lends its GPU may have no network.

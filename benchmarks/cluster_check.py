@@ -62,7 +62,12 @@ def measure(traffic: Traffic, seconds: float) -> Figures:
     with running(spec, SERVERS) as servers:
         real = asyncio.run(servers.run(plans))
     speeds = measured_speeds(real.passes, real.sizes)
-    scenario = Scenario(SERVERS, seconds=SIMULATED * seconds, mean_life=0.0)
+    scenario = Scenario(
+        SERVERS,
+        seconds=SIMULATED * seconds,
+        mean_life=0.0,
+        way_seconds=statistics.median(real.ways),
+    )
     simulated = simulate(scenario, plans, speeds, Estimated())
     return _figures(real, simulated, speeds, len(plans))
 
@@ -114,6 +119,7 @@ def _figures(real: Measured, simulated: Outcome, speeds: Speeds, sessions: int) 
             "link_gbps": LINK_GBPS,
             "pass_seconds": speeds.link_seconds,
             "share_of_time_that_passes_wait": waiting,
+            "seconds_to_the_engine": statistics.median(real.ways),
             "tokens_per_pass": speeds.tokens_per_pass,
             "sequences": speeds.max_sequences,
             "pages": speeds.pages,

@@ -26,6 +26,7 @@ class Scenario:
         report_seconds: between two reports of a replica.
         mean_life: of a replica until it dies; 0: none dies.
         upgrade_at: when a rolling upgrade begins; None: there is none.
+        way_seconds: from a client to the engine.
     """
 
     replicas: int
@@ -34,6 +35,7 @@ class Scenario:
     report_seconds: float = 1.0
     mean_life: float = 3600.0
     upgrade_at: float | None = None
+    way_seconds: float = 0.0
     seed: int = 1
 
 
@@ -153,7 +155,8 @@ class _Run:
 
     def _begin_turn(self, session: Session) -> None:
         if session.turns:
-            self._submit(Turn(session, session.begin_turn(), self.now))
+            turn = Turn(session, session.begin_turn(), self.now)
+            self._at(self.now + self._scenario.way_seconds, lambda: self._submit(turn))
 
     def _submit(self, turn: Turn) -> None:
         """Place a request, or the rest of a stream."""

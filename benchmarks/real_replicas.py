@@ -48,6 +48,7 @@ class Measured:
     sizes: Sizes
     outcome: Outcome = field(default_factory=Outcome)
     passes: list[PassStats] = field(default_factory=list)
+    ways: list[float] = field(default_factory=list)  # seconds from a client to the engine
 
 
 class RecordedClient(EngineClient):
@@ -93,7 +94,8 @@ class Servers:
             turns = [turn for own in await asyncio.gather(*runs) for turn in own]
         ran_at = self._read(measured, began)
         for turn in turns:
-            turn.count(measured.outcome, ran_at)
+            turn.count(measured.outcome, {name: own.server for name, own in ran_at.items()})
+            measured.ways.append(ran_at[turn.name].at - turn.asked)
         return measured
 
     async def _warm_up(self, http: httpx.AsyncClient) -> None:
@@ -124,19 +126,27 @@ class Servers:
             turns.append(found)
         return turns
 
-    def _read(self, measured: Measured, began: float) -> dict[str, int]:
-        """Add the passes of the run, and return at which server each request ran last."""
-        ran_at: dict[str, int] = {}
+    def _read(self, measured: Measured, began: float) -> dict[str, "_Ran"]:
+        """Add the passes of the run, and return where each request ran last."""
+        ran_at: dict[str, _Ran] = {}
         for number, file in enumerate(self.files):
             for line in file.read_text().splitlines():
                 noted = json.loads(line)
                 if noted["at"] < began:
                     continue
                 if "request" in noted:
-                    ran_at[noted["request"]] = number
+                    ran_at[noted["request"]] = _Ran(number, noted["at"])
                 else:
                     measured.passes.append(PassStats(**noted["pass"]))
         return ran_at
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """Where a request ran, and when its engine was asked."""
+
+    server: int
+    at: float
 
 
 @dataclass
