@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -98,8 +98,9 @@ class ReplicaClient:
         """Return what the replica says of itself, and the seconds that the question took."""
         asked = time.monotonic()
         try:
-            async with asyncio.timeout(SILENCE_SECONDS):
-                told = await self._transport.tell(self._name, number, instance, self._told)
+            with _losing_cancelled_calls():
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    told = await self._transport.tell(self._name, number, instance, self._told)
         except TimeoutError as error:
             raise PeerLost("it does not answer") from error
         took = time.monotonic() - asked
@@ -128,8 +129,9 @@ class ReplicaClient:
                 if self._is_leaving and self._may_move(ask.fingerprint):
                     raise PeerLost("it is being shut down")
                 try:
-                    async with asyncio.timeout(SILENCE_SECONDS):
-                        frame = await anext(stream)
+                    with _losing_cancelled_calls():
+                        async with asyncio.timeout(SILENCE_SECONDS):
+                            frame = await anext(stream)
                 except TimeoutError as error:
                     raise PeerLost("it is silent") from error
                 except StopAsyncIteration as error:
@@ -140,6 +142,22 @@ class ReplicaClient:
     async def close(self) -> None:
         """End all streams at their next frame or sign of life. Others may begin later."""
         self._num_closes += 1
+
+
+@contextlib.contextmanager
+def _losing_cancelled_calls() -> Iterator[None]:
+    """Turn the cancellation of a call into `PeerLost`, unless this task itself is cancelled.
+
+    Ray cancels the calls of a replica that ends. A task that took it for its own end would leave
+    the client of the stream waiting.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise PeerLost("it ended during a call") from error
 
 
 def _check_version(told: object) -> None:
@@ -340,10 +358,10 @@ class RemoteEngine:
     async def _describe_first(self) -> ModelInfo:
         while True:
             try:
-                await self._replicas.transport.describe(ANY)  # waits for one, of any version
+                await self._describe(ANY)  # waits for one, of any version
                 while not (ready := self._replicas.ready()):
                     await self._replicas.wait_for_report(WATCH_SECONDS)
-                return await self._replicas.transport.describe(ready[0].name)
+                return await self._describe(ready[0].name)
             except PeerLost as error:  # it died just now
                 log.warning("%s: %s", self._id, error)
                 await asyncio.sleep(WATCH_SECONDS)
@@ -364,5 +382,9 @@ class RemoteEngine:
         for peer in self._replicas.ready():
             if not peer.reason_against(ServedModel.of(before), None, None):
                 with contextlib.suppress(PeerLost):
-                    self._info = await self._replicas.transport.describe(peer.name)
+                    self._info = await self._describe(peer.name)
                     return
+
+    async def _describe(self, replica: str) -> ModelInfo:
+        with _losing_cancelled_calls():
+            return await self._replicas.transport.describe(replica)

@@ -177,6 +177,9 @@ class PeerStreams:
             events.put_nowait(None)
         except EngineError as error:
             events.put_nowait(error)
+        except BaseException:  # a stream without an end would keep its client waiting for ever
+            events.put_nowait(EngineDied("The request was ended by an error. Try again."))
+            raise
 
     async def _run_somewhere(self, own: _Stream) -> None:
         request, stuck, lost_at = own.request, 0, None

@@ -40,6 +40,7 @@ class Own:
     dead: asyncio.Event = field(default_factory=asyncio.Event)
     is_silent: bool = False
     is_draining: bool = False
+    cancels: bool = False  # its calls, as Ray does when a replica ends
     nonsense: object = None  # what it tells; None: what it should
 
 
@@ -90,6 +91,8 @@ class Near:
         own = self._find(replica)
         if own.is_silent:
             await asyncio.sleep(1000)
+        if own.cancels:
+            raise asyncio.CancelledError
         if own.nonsense is not None:
             return cast(Told, own.nonsense)
         return own.replica.tell(since, instance, events_since)
@@ -116,6 +119,8 @@ class Near:
                     return
                 while own.is_silent:
                     await asyncio.sleep(1000)
+                if own.cancels:
+                    raise asyncio.CancelledError
                 yield frame
 
     async def deployed(self) -> Deployed:

@@ -50,7 +50,7 @@ async def test_an_answer_of_replicas_is_that_of_one_server(kind: str) -> None:
         assert any(own.engines.engine.requests for own in near.all.values())
 
 
-@pytest.mark.parametrize("how", ["killed", "drained", "silent"])
+@pytest.mark.parametrize("how", ["killed", "drained", "silent", "cancels its calls"])
 async def test_a_stream_moves_with_the_same_text(how: str) -> None:
     near = Near()
     for name in ("a", "b"):
@@ -65,6 +65,7 @@ async def test_a_stream_moves_with_the_same_text(how: str) -> None:
         if how == "killed":
             near.kill(running(near))
         first.is_draining, first.is_silent = how == "drained", how == "silent"
+        first.cancels = how == "cancels its calls"
         chunks = await asking
         assert text_of(chunks) == {0: f"0: {LONG}"}
         assert sum(bool(own.engines.engine.requests) for own in [first, *near.all.values()]) >= 2
