@@ -97,7 +97,7 @@ PARTS: tuple[Part, ...] = (
     Part("sampling", 1.8, read=read_sampling),
     Part("tuning", 2.3),
     Part("prefill", 2.4),
-    Part("serve", 4),
+    Part("serve", 1.5),
     Part("front_end", 0.3),
     Part("host_time", 1, read=read_host_time),
     Part(

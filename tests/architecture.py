@@ -96,6 +96,7 @@ ENGINE_SURFACE: tuple[tuple[str, str], ...] = (
     ("server.config.model_file", "engine.text.template"),  # whether one is a template
     ("server.text.tokenizer", "engine.sampling.grammar.check"),  # checks that a grammar compiles
     ("server.chat.fitting", "engine.process.admission"),  # the length that the engine takes
+    ("server.text.*", "engine.process.signals"),  # the signals of the group of processes
     ("server.text.tokenizer", "engine.text.tokenizer"),  # both processes load the same one
     ("server.cli.commands", "engine.cache_files"),  # whether the cache can be used
     ("server.cli.serve", "engine.cache_files"),
