@@ -151,7 +151,7 @@ class _Ran:
 
 @dataclass
 class _Turn:
-    """One request as its client saw it. Times are those of `time.monotonic`."""
+    """The times and tokens of one request, as its client saw them; seconds of `time.monotonic`."""
 
     name: str  # the numbers of its session and of its turn
     asked: float

@@ -17,13 +17,13 @@ Run = Callable[[Callable[[int], None]], AsyncGenerator[Tokens, None]]
 
 
 class Observer:
-    """What is told what becomes of one request. This one ignores it all."""
+    """The interface of an object that follows one request. Its own methods do nothing."""
 
     def note_prompt(self, done: int) -> None:
         """Note how many tokens of the prompt are stored."""
 
     def note_lost(self) -> None:
-        """Note that the engine has died, and that another one goes on."""
+        """Note that the engine process has died, and that a new one continues the request."""
 
     def note_generated(self, num_tokens: int) -> None:
         """Count tokens that the engine has sent."""

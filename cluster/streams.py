@@ -171,15 +171,14 @@ class PeerStreams:
 
     async def _run(self, own: _Stream) -> None:
         """Run a request to its end, wherever that is, and put its end into its queue."""
-        events = own.request.events
+        end: EngineError | None = EngineDied("The request was ended by an error. Try again.")
         try:
             await self._run_somewhere(own)
-            events.put_nowait(None)
+            end = None
         except EngineError as error:
-            events.put_nowait(error)
-        except BaseException:  # a stream without an end would keep its client waiting for ever
-            events.put_nowait(EngineDied("The request was ended by an error. Try again."))
-            raise
+            end = error
+        finally:  # without an end in the queue the client would wait for ever
+            own.request.events.put_nowait(end)
 
     async def _run_somewhere(self, own: _Stream) -> None:
         request, stuck, lost_at = own.request, 0, None

@@ -1,4 +1,4 @@
-"""The messages that servers send each other: those of engines as JSON, which receivers check.
+"""The JSON messages that two servers exchange about a request; the receiver validates each.
 
 A server that sends a request to a peer reads lines of JSON: `Progress`, `Tokens`, and at the end
 `Ended` or `Failure`. An empty line is a sign of life. A peer is trusted to run the model, but

@@ -35,7 +35,7 @@ class PeerCounts(Observer):
         self.measured.wait.note_prompt(done, self._num_prompt)
 
     def note_lost(self) -> None:
-        """Note that the engine has died, and that another one goes on."""
+        """Note that the engine process has died, and that a new one continues the request."""
         self.measured.wait.note_lost()
 
     def note_generated(self, num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""The traces of a replica, which has no HTTP: its spans are below those of the server in front."""
+"""The spans of requests that a Ray replica runs, as children of those of the server in front."""
 
 from collections.abc import Callable, Mapping
 

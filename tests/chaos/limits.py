@@ -168,7 +168,7 @@ async def _fill(demo: ServedDemo, seconds: float, group: MemoryGroup, seed: int)
 
 
 async def _limit_above(group: MemoryGroup) -> None:
-    """Set the memory limit of a cgroup to a little more than its processes hold now."""
+    """Set the memory limit of a cgroup to `MARGIN_BYTES` above what its processes use now."""
     for _ in range(50):
         try:
             group.limit(group.anonymous_bytes + MARGIN_BYTES)
