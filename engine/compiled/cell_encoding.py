@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.compiled.cell_packing import encode_group
-from engine.compiled.cell_vectors import LANES, WIDEST
-from engine.compiled.cells import (
+from engine.compiled.cell_layout import (
     SEGMENT,
     check_group,
     scale_by_table,
@@ -18,6 +16,8 @@ from engine.compiled.cells import (
     stream_bytes,
     usable,
 )
+from engine.compiled.cell_packing import encode_group
+from engine.compiled.cell_vectors import LANES, WIDEST
 from engine.compiled.compiler import kernel
 from engine.compiled.filling import in_parts
 

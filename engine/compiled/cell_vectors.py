@@ -1,8 +1,7 @@
-"""Decoding of 16 rows of cell-coded weights in lockstep, written as LLVM instructions.
+"""Vectors of integers for the cells of 4-bit codes, written as LLVM instructions.
 
-`engine.weights.coding.cells` defines the code. A lane is a row: the place in a row's bits follows
-from the codes before it, so the rows of a vector do not wait for each other. numba cannot express
-this; the loops that it compiles take eight times as long.
+`engine.weights.coding.cells` defines the code. numba has no vectors; the loops that it compiles
+take eight times as long.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,8 @@ _SIGN = 0x8000
 class Words:
     """16 integers of 32 bits, or floats, while code is written: its operators write instructions.
 
-    Integers are at most 2^31, so that comparisons need not know whether they have a sign.
+    Vectors may have other numbers of lanes and bits. Integers that are compared have a highest bit
+    of 0, so that comparisons need not know whether they have a sign.
     """
 
     def __init__(self, code: "Code", value: Any) -> None:
@@ -55,6 +55,9 @@ class Words:
     def is_equal(self, other: int) -> "Words":
         return self._with(partial(self._code.builder.icmp_signed, "=="), other)
 
+    def __invert__(self) -> "Words":
+        return Words(self._code, self._code.builder.not_(self.value))
+
     def times_plus(self, factor: Any, summand: Any) -> "Words":
         """Return floats multiplied and then added; each operation rounds."""
         product = self._code.builder.fmul(self.value, factor.value)
@@ -81,7 +84,7 @@ class Code:
         """Return an operand: a vector, or a number in all lanes of a vector like another one."""
         if isinstance(other, Words):
             return other.value
-        return self.ir.Constant(like.value.type, [other] * LANES)
+        return self.ir.Constant(like.value.type, [other] * like.value.type.count)
 
     def number(self, value: int) -> Any:
         return self.ir.Constant(self.long, value)
@@ -106,13 +109,16 @@ class Code:
     def collect(self, kind: Any, find: Callable[[Any], Any]) -> Any:
         """Return a vector of what `find` returns for the number of each lane."""
         found = self.ir.Constant(kind, self.ir.Undefined)
-        for lane in range(LANES):
+        for lane in range(kind.count):
             number = self.ir.Constant(self.word, lane)
             found = self.builder.insert_element(found, find(number), number)
         return found
 
     def look_up(self, table: Any, lanes: Words) -> Words:
-        """Return the values that a vector has in these lanes."""
+        """Return the values that a vector has in these lanes. Both have the same number of lanes.
+
+        A processor with AVX-512 has one instruction for this.
+        """
 
         def find(lane: Any) -> Any:
             own = self.builder.extract_element(lanes.value, lane)
@@ -125,20 +131,6 @@ class Code:
 
     def bits_of(self, floats: Words) -> Words:
         return Words(self, self.builder.bitcast(floats.value, self.words))
-
-
-def _computed_reaches(code: Code, codes: Words) -> tuple[Words, Words]:
-    """Return the ends of int4's cells in steps, as `INT4` of engine.weights.coding.cells."""
-    centre = code.floats_of(codes)
-    half = [Words(code, code.ir.Constant(code.floats, [own] * LANES)) for own in (8.5, 7.5)]
-    low, high = (Words(code, code.builder.fsub(centre.value, own.value)) for own in half)
-    return codes.is_equal(0).select(-9.5, low), codes.is_equal(15).select(8.5, high)
-
-
-def _looked_up_reaches(code: Code, codes: Words, ends: Any) -> tuple[Words, Words]:
-    """Return the ends of cells from a table of 16 lower ends, then 16 upper ones."""
-    tables = [code.load(ends, code.number(first), code.floats) for first in (0, LANES)]
-    return code.look_up(tables[0], codes), code.look_up(tables[1], codes)
 
 
 def find_cell(code: Code, low: Words, high: Words) -> tuple[Words, Words, Words]:
@@ -155,87 +147,6 @@ def find_cell(code: Code, low: Words, high: Words) -> tuple[Words, Words, Words]
     wide_first = is_around_zero.select(least - (MIDDLE - 1), greatest - _LAST)
     jump = (is_wide & is_around_zero).select(span - MIDDLE, 0)
     return is_wide.select(wide_first, least), jump, width
-
-
-def _value(code: Code, bits: Words, first: Words, jump: Words, width: Words) -> Words:
-    """Return the values of the indices in the lowest bits."""
-    index = bits & ((code.all_lanes(1) << width) - 1)
-    is_after = code.all_lanes(MIDDLE - 1) < index
-    is_zero = index.is_equal(0) & (code.all_lanes(0) < jump)
-    return is_zero.select(0, first + index + is_after.select(jump, 0))
-
-
-def _emit_decode(
-    ir: Any,
-    builder: Any,
-    pairs: Any,
-    scales: Any,
-    stream: Any,
-    base: Any,
-    limit: Any,
-    offsets: Any,
-    out: Any,
-    count: Any,
-    *ends: Any,
-) -> None:
-    code = Code(ir, builder)
-    scale, zero = (
-        Words(code, code.load(scales, code.number(at), code.floats)) for at in (0, LANES)
-    )
-    start = code.load(offsets, code.number(0), code.words)
-    before = builder.basic_block
-    body, after = builder.append_basic_block("pairs"), builder.append_basic_block("after")
-    builder.branch(body)
-    builder.position_at_end(body)
-    step, carried = builder.phi(code.long), builder.phi(code.words)
-    offset = Words(code, carried)
-    narrow = ir.VectorType(ir.IntType(8), LANES)
-    pair = Words(
-        code,
-        builder.zext(
-            code.load(pairs, builder.mul(step, code.number(LANES)), narrow),
-            code.words,
-        ),
-    )
-    cells = []
-    for codes in (pair >> 4, pair & 15):
-        reaches = _looked_up_reaches(code, codes, *ends) if ends else _computed_reaches(code, codes)
-        cells.append(find_cell(code, *(own.times_plus(scale, zero) for own in reaches)))
-    last = code.all_lanes_of(limit)
-    byte = (offset >> 3 < last).select(offset >> 3, last)
-
-    def window(lane: Any) -> Any:  # 32 bits hold two indices and the 7 bits before them
-        at = builder.zext(builder.extract_element(byte.value, lane), code.long)
-        return code.load(stream, builder.add(base, at), code.word)
-
-    bits = Words(code, code.collect(code.words, window)) >> (offset & 7)
-    values = []
-    for cell in cells:
-        values.append(_value(code, bits, *cell))
-        bits, offset = bits >> cell[2], offset + cell[2]
-    joined = (values[0] & 0xFFFF) | (values[1] << 16)
-    code.store(joined.value, out, builder.mul(step, code.number(LANES)))
-    following = builder.add(step, code.number(1))
-    step.add_incoming(code.number(0), before)
-    step.add_incoming(following, body)
-    carried.add_incoming(start, before)
-    carried.add_incoming(offset.value, body)
-    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-    builder.position_at_end(after)
-    code.store(offset.value, offsets, code.number(0))
-
-
-# decode_int4(pairs, scales, stream, base, limit, offsets, out, count) decodes 2 * count weights of
-# each of 16 rows, which share a scale and a zero in a row:
-#     pairs[i * 16 + row] has the codes of the weights 2 i (in its upper half) and 2 i + 1
-#     scales[row], scales[16 + row] are the scale and the zero, float32
-#     offsets[row] is the bit of stream[base:] at which the first index begins, and is set to the
-#         bit after the last one; no byte is read from stream[base + limit + 4] on
-#     out[i * 16 + row] is set to the two weights, in 16 bits each, the first in the lower
-# decode_by_table(..., ends) is the same for cells whose lower ends are ends[code], and whose upper
-# ends are ends[16 + code].
-decode_int4 = emitted(_emit_decode)
-decode_by_table = emitted(partial(_emit_decode))
 
 
 def _emit_transpose(

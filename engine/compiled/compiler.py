@@ -77,6 +77,14 @@ def has_numba() -> bool:
     return not numba.config.DISABLE_JIT
 
 
+@cache
+def has_feature(name: str) -> bool:
+    """Return whether the processor has a feature with this name in LLVM."""
+    from llvmlite import binding
+
+    return bool(binding.get_host_cpu_features().get(name))
+
+
 def helper(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let kernels call a function. It becomes a part of them when they are compiled."""
     _helpers.append(function)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.compiled import cell_encoding, cells as compiled
-from engine.compiled.cell_vectors import MIDDLE, WIDEST
-from engine.compiled.cells import (
+from engine.compiled.cell_layout import (
     GREATEST_SCALE,
     INFINITY,
     LEAST_SCALE,
@@ -26,6 +25,7 @@ from engine.compiled.cells import (
     TILE,
     stream_bytes,
 )
+from engine.compiled.cell_vectors import MIDDLE, WIDEST
 from engine.compiled.filling import can_fill
 from engine.triton_kernels import weight_decoder
 from engine.weights.coding.escapes import (
@@ -207,7 +207,7 @@ def decode(fields: Mapping[str, Tensor], substitute: Substitute, out: Tensor) ->
     """
     stream, starts = fields[STREAM], fields[STARTS]
     if can_fill(out):
-        words = out.view(torch.int16).view(torch.uint32).numpy()
+        words = out.view(torch.uint16).numpy()
         numbers = starts.view(torch.uint32).numpy()
         copy = _compiled_copy(substitute, out.shape[1])
         compiled.decode(copy, substitute.first, stream.numpy(), numbers, words)

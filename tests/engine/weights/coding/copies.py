@@ -1,12 +1,33 @@
-"""Weights and 4-bit copies of every form."""
+"""Weights and 4-bit copies of every form, and all decoders of the cells."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from engine.compiled import cell_lockstep, cell_rows, cells, compiler
 from engine.weights.coding.cells import Substitute
 from engine.weights.formats import int4, nf4
 
 FORMS = ("int4 32", "int4 64", "int4 128", "nf4 64")
+
+
+@contextmanager
+def _decoding_by(decoder: ModuleType) -> Iterator[None]:
+    with patch.object(cells, "decoder", lambda: decoder):
+        yield
+
+
+# Contexts in which weights are decoded in each of the ways that processors need.
+DECODERS = (
+    partial(_decoding_by, cell_rows),
+    partial(_decoding_by, cell_lockstep),
+    compiler.switched_off,
+)
 
 
 def empty_copy(form: str, rows: int, columns: int) -> Substitute:

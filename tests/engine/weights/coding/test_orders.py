@@ -1,19 +1,16 @@
 """The decoder reads codes where the CPU's kernel keeps them, also where layers share a product."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from torch import nn
 
-from engine.compiled import compiler
 from engine.drafting.model.substitutes import find_copies
 from engine.weights.coding import cells
 from engine.weights.coding.cells import CodeOrder, Substitute
 from engine.weights.formats import int4, joined
 from engine.weights.formats.joined import join, knows_order, weight_copy
 from engine.weights.formats.linear import linear, substitute
-from tests.engine.weights.coding.copies import copy_of, same_bits
+from tests.engine.weights.coding.copies import DECODERS, copy_of, same_bits
 
 CPU = torch.device("cpu")
 
@@ -50,7 +47,7 @@ def test_parts_of_a_joined_product_are_decoded(sizes: tuple[int, ...], group: in
         kept = weight_copy(part)
         assert kept is not None
         code = cells.encode(weights[name], copies[name])
-        for way in (nullcontext, compiler.switched_off):
+        for way in DECODERS:
             out = torch.empty_like(weights[name])
             with way():
                 cells.decode(code, kept, out)
