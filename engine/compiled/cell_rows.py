@@ -17,7 +17,7 @@ from engine.compiled.compiler import emitted, helper, kernel
 WINDOW = 64  # bytes that are read for a run, whose indices take at most 45 of them
 _WORD = 16  # bits of a weight, and of a word of the window
 
-_u1, _u2 = np.uint8, np.uint16
+_u1, _u8 = np.uint8, np.uint64
 
 
 def _emit_decode(
@@ -116,7 +116,7 @@ def _window(code: Code, stream: Any, length: Any, tail: Any, byte: Any) -> Any:
 def _values(
     code: Code, codes: Words, tables: list[Any], window: Any, first_bit: Any
 ) -> tuple[Words, Any]:
-    """Return the weights of a run, and the number of bits of their indices."""
+    """Return the weights of a tile, and the number of bits of their indices."""
     builder, ir = code.builder, code.ir
     words = ir.VectorType(ir.IntType(_WORD), TILE)
     width = Words(code, builder.zext(code.look_up(tables[2], codes).value, words))
@@ -167,39 +167,46 @@ decode_row = emitted(_emit_decode)
 
 @helper
 def _take_codes(
-    memory: Any, places: Any, steps: Any, shifts: Any, row: int, rows: int, column: int, codes: Any
+    memory: Any,
+    places: Any,
+    steps: Any,
+    shifts: Any,
+    row: int,
+    rows: int,
+    column: int,
+    count: int,
+    codes: Any,
 ) -> Any:
-    """Fill the codes of up to 16 rows and a segment, and return by how many bits they are shifted.
+    """Fill the codes of up to 16 rows, `count` each, and return by how many bits they are shifted.
 
     Args:
-        codes: uint8 [16, columns].
+        codes: uint8, flat.
     """
-    count = codes.shape[1]
-    one, step = places[row], steps[row]
-    if step == 0:
-        for lane in range(rows):
-            place = places[row + lane] + column // 2
-            own, pairs = memory[place : place + count // 2], codes[lane].view(np.uint16)
-            for pair in range(len(own)):
-                both = _u2(own[pair])
-                pairs[pair] = _u2(both >> _u2(4)) | _u2(_u2(both & _u2(15)) << _u2(8))
-        return 0
-    is_run = rows == LANES  # whether the codes of all rows lie side by side
+    one, step, columns = places[row], steps[row], _u8(count)
+    is_run = rows == LANES and step > 0  # whether the codes of all rows lie side by side
     for lane in range(rows):
         own = row + lane
         is_run &= places[own] == one + lane and steps[own] == step and shifts[own] == shifts[row]
     if is_run:
-        source_places = np.arange(LANES) * step
-        out_places = np.arange(LANES) * count
-        flat = codes.reshape(-1)
+        source_places, out_places = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+        for lane in range(LANES):
+            source_places[lane], out_places[lane] = lane * step, lane * count
         for at in range(0, count, LANES):
             source_at = one + (column + at) * step
-            transpose_bytes(memory, source_places, source_at, flat, out_places, at)
+            transpose_bytes(memory, source_places, source_at, codes, out_places, at)
         return shifts[row]
     for lane in range(rows):
-        place, step, shift = places[row + lane], steps[row + lane], shifts[row + lane]
-        for at in range(count):
-            codes[lane, at] = memory[place + (column + at) * step] >> shift
+        place, step, shift = _u8(places[row + lane]), _u8(steps[row + lane]), shifts[row + lane]
+        first = _u8(lane) * columns
+        if step == _u8(0):
+            place += _u8(column) >> _u8(1)
+            for pair in range(columns >> _u8(1)):
+                both = memory[place + pair]
+                codes[first + _u8(2) * pair] = both >> _u1(4)
+                codes[first + _u8(2) * pair + _u8(1)] = both & _u1(15)
+        else:
+            for at in range(columns):
+                codes[first + at] = memory[place + (_u8(column) + at) * step] >> shift
     return 0
 
 
@@ -218,28 +225,25 @@ def _make_decoder(find_scale: Callable[..., Any]) -> Any:
         last: int,
         out: Any,
     ) -> None:
-        columns, groups = out.shape[1], scales.size // len(places)
-        size, length = columns // groups, len(stream)
+        columns, groups, length = out.shape[1], scales.size // len(places), len(stream)
+        size = columns // groups
         tail = np.zeros(2 * WINDOW, np.uint8)
-        rest = min(length, WINDOW - 1)
-        tail[:rest] = stream[length - rest :]
-        memory_of_codes = np.empty(LANES * SEGMENT, np.uint8)
-        scale = np.empty(2 * SEGMENT // TILE, np.uint32)
-        flat = out.reshape(-1)
+        for byte in range(min(length, WINDOW - 1)):
+            tail[byte] = stream[max(length - WINDOW + 1, 0) + byte]
+        codes, scale = np.empty(LANES * SEGMENT, np.uint8), np.empty(2 * SEGMENT // TILE, np.uint32)
         for row in range(first, last, LANES):
             rows = min(LANES, last - row)
             for begin in range(0, columns, SEGMENT):
-                count = min(SEGMENT, columns - begin)
-                codes = memory_of_codes[: LANES * count].reshape(LANES, count)
-                shift = _take_codes(memory, places, steps, shifts, before + row, rows, begin, codes)
-                flat_codes = codes.reshape(-1)
+                count, segment = min(SEGMENT, columns - begin), begin // SEGMENT
+                shift = _take_codes(
+                    memory, places, steps, shifts, before + row, rows, begin, count, codes
+                )
                 for lane in range(rows):
-                    own = row + lane
                     for group in range(count // size):
-                        found = find_scale(scales, before + own, begin // size + group)
+                        found = find_scale(scales, before + row + lane, begin // size + group)
                         scale[2 * group], scale[2 * group + 1] = usable(found[0], found[1])
                     decode_row(
-                        flat_codes,
+                        codes,
                         lane * count,
                         shift,
                         ends,
@@ -249,9 +253,9 @@ def _make_decoder(find_scale: Callable[..., Any]) -> Any:
                         stream,
                         length,
                         tail,
-                        np.int64(starts[own, begin // SEGMENT]) << 3,
-                        flat,
-                        own * columns + begin,
+                        np.int64(starts[row + lane, segment]) << 3,
+                        out,
+                        (row + lane) * columns + begin,
                     )
 
     return decode_rows
