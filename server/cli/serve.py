@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.cache_files import check_cache
-from engine.errors import EngineError
+from engine.errors import EngineError, system_reason
 from engine.messages import ModelInfo
 from server.cli.backend import OpenBackend, here
 from server.cli.console import Console
@@ -362,7 +362,7 @@ def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = system_reason(error)
         if error.errno == errno.EADDRINUSE:
             reason = "it is in use; end the other server, or choose another with --port"
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from error
