@@ -74,7 +74,8 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
             from server.cli.chat import chat
 
             signals.raise_interrupts()
-            return chat(args, os.environ, rich.console.Console(highlight=False))
+            notes = rich.console.Console(stderr=True, highlight=False)
+            return chat(args, os.environ, rich.console.Console(highlight=False), notes)
         case "doctor":
             import rich.console
 
