@@ -13,13 +13,11 @@ import httpx
 
 from engine.errors import escaped, system_reason
 from server.cli.servers import running_servers
+from server.config.environment import ENV_CA, ENV_KEY, ENV_URL
 from server.config.files import ConfigError
-from server.http.auth import ENV_KEY
 from server.http.certificate import first_certificate, pinned_context
 from server.schemas.status import ServerStatus
 
-ENV_URL = "UNDERSTUDY_URL"
-ENV_CA = "UNDERSTUDY_CA"
 DEFAULT_PORT = "8000"
 EXAMPLE_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 DONE = "data: [DONE]"

@@ -12,12 +12,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import system_reason
+from server.config.environment import ENV_KEY
 from server.config.files import ConfigError
 from server.errors import ApiError
 
 log = logging.getLogger("understudy")
 
-ENV_KEY = "UNDERSTUDY_API_KEY"
 OWNER_DIGITS = 8  # hex digits of the digest that names a key; the name only serves fairness
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
 # The page at / and its files, which are the same on every server. It asks its user for a key.
