@@ -225,15 +225,18 @@ def test_a_watch_ends_with_the_server(make_app: MakeApp) -> None:
     assert seen[0] == "running" and seen[-1] == "stopping"
 
 
-def test_q_ends_what_is_shown_and_the_terminal_is_as_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_q_ends_what_is_shown_and_restores_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     keyboard, terminal = pty.openpty()
     with open(terminal) as stdin, open(keyboard, "wb", buffering=0) as keys:
         monkeypatch.setattr("sys.stdin", stdin)
         before = termios.tcgetattr(terminal)
-        with pytest.raises(KeyboardInterrupt), leaving_by_q():
-            assert termios.tcgetattr(terminal) != before
-            keys.write(b"xq")
-            threading.Event().wait(60)
+
+        def press() -> None:
+            with leaving_by_q():
+                assert termios.tcgetattr(terminal) != before
+                keys.write(b"xq")
+                threading.Event().wait(60)
+
+        with pytest.raises(KeyboardInterrupt):
+            press()
         assert termios.tcgetattr(terminal) == before
