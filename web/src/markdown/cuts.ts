@@ -1,6 +1,6 @@
 /**
  * Where a long block may be cut while it grows, so that only its end is parsed and drawn again: code and
- * tables between lines, lists between items, paragraphs between words.
+ * tables between lines, lists between items, quotes between blocks and lines, paragraphs between words.
  */
 import type { Token, Tokens } from "marked";
 
@@ -32,6 +32,7 @@ export function cutOf({ raw, token, continues }: Part): Cut | null {
   if (token.type === "code") return cutCode(token as Tokens.Code, continues, most);
   if (token.type === "table") return cutTable(token as Tokens.Table, continues, most);
   if (token.type === "list") return cutList(token as Tokens.List, most);
+  if (token.type === "blockquote") return cutQuote(token as Tokens.Blockquote, raw, most);
   if (token.type === "paragraph") return cutParagraph(token as Tokens.Paragraph, most);
   return null;
 }
@@ -90,6 +91,82 @@ function cutList(token: Tokens.List, most: number): Cut | null {
       return isRest ? { ...first, start: ordered ? Number(start) + count : "" } : null;
     },
   };
+}
+
+const QUOTE_MARK = /^ {0,3}>[ \t]?/;
+const BEGUN = "x\n"; // a line of a paragraph that any rest which begins with a line goes on with
+const UNSETTLED = 2; // blocks at the end of a quote that text which follows may still change
+
+/** Return whether the first paragraph of a quote goes on with the last one of the part before it. */
+export function isMidParagraph(token: Token): boolean {
+  return token.type === "blockquote" && (token as { isMidParagraph?: boolean }).isMidParagraph === true;
+}
+
+/** A place where a quote may be cut. */
+interface QuoteCut {
+  at: number;
+  blocks: Token[]; // before it
+  isWithin: boolean; // a paragraph, which goes on
+}
+
+/** Cut a quote before one of its blocks, or behind a line of one of its paragraphs. */
+function cutQuote(token: Tokens.Blockquote, source: string, most: number): Cut | null {
+  const lines = source.match(/[^\n]*\n|[^\n]+$/g) ?? [];
+  const texts = lines.map((line) => line.replace(QUOTE_MARK, ""));
+  const blocks = token.tokens;
+  if (texts.join("").trimEnd() !== blocks.map(({ raw }) => raw).join("").trimEnd()) return null;
+  if (blocks.some(({ type }) => type === "def")) return null; // it changes blocks before it
+  // where a line begins in the text of the quote, and in its source
+  const places = new Map<number, number>();
+  for (let line = 0, within = 0, at = 0; line < lines.length && at <= most; line++) {
+    places.set(within, at);
+    within += texts[line]!.length;
+    at += lines[line]!.length;
+  }
+  const cut = lastQuoteCut(blocks, places);
+  if (cut === null) return null;
+  return {
+    at: cut.at,
+    head: { ...token, raw: source.slice(0, cut.at), tokens: cut.blocks },
+    opening: cut.isWithin ? `> ${BEGUN}` : "",
+    restOf: (first) => {
+      if (first.type !== "blockquote") return null;
+      return cut.isWithin ? withoutBegun(first as Tokens.Blockquote) : first;
+    },
+  };
+}
+
+/** Return the last of the places where a quote of some blocks may be cut; null for none. */
+function lastQuoteCut(blocks: Token[], places: ReadonlyMap<number, number>): QuoteCut | null {
+  const count = blocks.map(({ type }) => type !== "space").lastIndexOf(true) + 1;
+  let cut: QuoteCut | null = null;
+  let before = 0;
+  for (const [index, block] of blocks.entries()) {
+    const complete = blocks.slice(0, index);
+    const at = places.get(before);
+    if (at && index <= count - UNSETTLED) cut = { at, blocks: complete, isWithin: false };
+    let within = 0;
+    for (const [number, { type, raw }] of (block.type === "paragraph" ? (block as Tokens.Paragraph).tokens : []).entries()) {
+      if (!block.raw.startsWith(raw, within)) break;
+      within += raw.length;
+      const end = type === "br" ? places.get(before + within) : undefined;
+      if (end === undefined) continue;
+      const begun = { ...block, raw: block.raw.slice(0, within), tokens: (block as Tokens.Paragraph).tokens.slice(0, number) };
+      cut = { at: end, blocks: [...complete, begun as Token], isWithin: true };
+    }
+    before += block.raw.length;
+  }
+  return cut;
+}
+
+/** Return a quote without the line of its first paragraph that was put before it; null if that is none. */
+function withoutBegun(quote: Tokens.Blockquote): Token | null {
+  const [paragraph, ...others] = quote.tokens;
+  if (paragraph?.type !== "paragraph" || !paragraph.raw.startsWith(BEGUN)) return null;
+  const [letter, end, ...tokens] = (paragraph as Tokens.Paragraph).tokens;
+  if (letter?.raw !== BEGUN[0] || end?.type !== "br") return null;
+  const rest = { ...paragraph, raw: paragraph.raw.slice(BEGUN.length), tokens } as Token;
+  return { ...quote, tokens: [rest, ...others], isMidParagraph: true } as Token;
 }
 
 const LETTER = "x"; // makes any rest that begins between words go on as text
