@@ -8,7 +8,7 @@ import type { Tokens } from "marked";
 
 import { type Block, Blocks } from "./blocks.ts";
 import { frameCode, highlight } from "./code.ts";
-import { isMidParagraph, isOpenCode } from "./cuts.ts";
+import { isMidItem, isMidParagraph, isOpenCode } from "./cuts.ts";
 import { htmlOf } from "./html.ts";
 import { typeset } from "./math.ts";
 import { sanitizeText } from "./sanitize.ts";
@@ -77,6 +77,7 @@ function blockOf(content: DocumentFragment, { continues, token }: Block): HTMLEl
   const element = document.createElement("div");
   element.className = continues ? "block joined" : "block";
   element.classList.toggle("mid-paragraph", isMidParagraph(token));
+  element.classList.toggle("mid-item", isMidItem(token));
   element.append(content);
   return element;
 }
