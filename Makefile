@@ -109,20 +109,20 @@ test-cluster: $(CLUSTER_VENV)/.installed ## test replicas on Ray, in an environm
 
 test-clients: $(VENV)/.installed $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/.installed $(AGENTS) $(PYTHON_CLIENTS) ## test clients of other projects, in their own environments
 	cp tests/clients/node/* $(NODE_CLIENTS)
-	UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
+	UNDERSTUDY_TEST_PYTHON=$(abspath $(BIN)/python) $(PYTEST) \
 	  $(CLIENTS_VENV)/bin/pytest -q -W ignore tests/clients $(ARGS)
 
 page: web/node_modules/.installed ## build the page at / from web/ into server/page
 	cd web && $(NODE) npm run --silent build
 
 pictures: web/node_modules/.installed $(VENV)/.installed-bench ## take the pictures of the documentation in Chromium (5 minutes)
-	cd web && UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent pictures
+	cd web && UNDERSTUDY_TEST_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent pictures
 
 test-page: web/node_modules/.installed $(VENV)/.installed ## check that server/page is what web/ builds, and test the page in Chromium
 	cd web && $(NODE) npm run --silent types
 	cd web && $(NODE) npm run --silent unit
 	cd web && $(NODE) node build.mjs --check
-	cd web && UNDERSTUDY_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent browser
+	cd web && UNDERSTUDY_TEST_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent browser
 
 test-real: $(VENV)/.installed-test $(REAL_MODEL)/.installed ## test a small published model, which a Python package ships
 	$(PYTEST) $(BIN)/pytest -q -s tests/real $(ARGS)

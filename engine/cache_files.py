@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from engine.errors import ModelError
+from engine.errors import ModelError, system_reason
 
 _VARIABLE = "UNDERSTUDY_CACHE"
 INDEX = "index.json"
@@ -71,7 +71,7 @@ def check_cache() -> None:
     except OSError as error:
         if any((root / name / INDEX).is_file() for name in folders(root)):
             return
-        reason = error.strerror or str(error)
+        reason = system_reason(error)
     except RuntimeError as error:  # the home folder of "~user" is not known
         reason = str(error)
     raise ModelError(

@@ -47,6 +47,14 @@ class _Short(Repr):
 _SHORT = _Short()
 
 
+def system_reason(error: Exception) -> str:
+    """Return why a call of the system failed, without the path that Python adds to its errors.
+
+    Messages name the path themselves, at their beginning. Of other errors it is the whole text.
+    """
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class EngineError(Exception):
     """The base of all errors that are reported to a client or a user.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from engine.errors import ModelError, shown
+from engine.errors import ModelError, shown, system_reason
 
 LARGEST_TEXT = 16 << 20  # bytes; the longest configurations list every module of a large mixture
 POINTER = "version https://git-lfs.github.com/spec/"
@@ -40,8 +40,8 @@ def temporary_folder(name: str) -> Iterator[Path]:
             raise
         where = f"{error.filename}: " if error.filename else ""
         raise ModelError(
-            f"{where}{error.strerror}. A temporary file could not be used: free some space, or set "
-            "TMPDIR to a folder on another disk"
+            f"{where}{system_reason(error)}. A temporary file could not be used: free some space, "
+            "or set TMPDIR to a folder on another disk"
         ) from error
 
 
@@ -91,10 +91,8 @@ def read_bytes(path: Path, most: int = LARGEST_TEXT) -> bytes:
                 return file.read(status.st_size)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a path with a zero byte
-        raise ModelError(f"{path}: cannot be read: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise ModelError(f"{path}: cannot be read: {system_reason(error)}") from error
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:

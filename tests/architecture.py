@@ -444,7 +444,7 @@ def _attributes_set(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[str, i
     target: ast.expr | None = None
     if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
         target, name = node.value, node.attr
-    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr")):
+    elif isinstance(node, ast.Call) and re.search(r"\b(set|del)attr$", ast.unparse(node.func)):
         target, name = node.args[0], ast.unparse(node.args[1]).strip("'")
     if target is not None and not (isinstance(target, ast.Name) and target.id in own):
         yield name, target.lineno

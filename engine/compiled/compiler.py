@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from engine.cache_files import cache_root
+from engine.errors import system_reason
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ def usable_folder(folder: Path) -> Path | None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        log.warning("%s: compiled code cannot be cached: %s", folder, error)
+        log.warning("%s: compiled code cannot be cached: %s", folder, system_reason(error))
         return None
     if not is_own:
         log.warning(

@@ -34,7 +34,7 @@ from engine.cache_files import (
     unit_name,
     write_file,
 )
-from engine.errors import ModelError
+from engine.errors import ModelError, system_reason
 from engine.messages import LoadProgress, ReportProgress
 from engine.streaming.disk import PIECE_BYTES, UnitFile, direct_is_faster, split_pieces
 from engine.streaming.packed_index import format_index, parse_index
@@ -271,7 +271,7 @@ class PackedUnits(UnitReader):
                 self.num_repaired += 1
                 return None
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = system_reason(error)
             if self._unwritten.add(index, damage, reason):
                 log.warning(
                     "%s. Each pass makes the unit from the checkpoint, which takes longer, until it"
@@ -308,7 +308,7 @@ def pack(reader: UnitReader, folder: Path, key: str, progress: ReportProgress) -
                     raise
         sync_folder(folder.parent)
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise ModelError(f"{folder}: cannot be written: {system_reason(error)}") from error
     return PackedUnits(folder, key, reader)
 
 

@@ -25,7 +25,7 @@ from engine.cache_files import (
     remove_stale,
     write_file,
 )
-from engine.errors import ModelError
+from engine.errors import ModelError, system_reason
 from engine.weights.config_file import checked_values
 from engine.weights.config_place import CONFIG_NAME, ConfigPlace
 from engine.weights.generation_config import GENERATION_CONFIG
@@ -65,8 +65,8 @@ def gguf_folder(path: Path) -> Path:
             os.utime(folder / INDEX)  # when the entry was last used
     except OSError as error:
         raise ModelError(
-            f"{path}: its configuration cannot be written to {folder.parent}: {error.strerror}. "
-            "Set UNDERSTUDY_CACHE to a folder that can be written to"
+            f"{path}: its configuration cannot be written to {folder.parent}: "
+            f"{system_reason(error)}. Set UNDERSTUDY_CACHE to a folder that can be written to"
         ) from error
     return folder
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.cache_files import INDEX
-from engine.errors import ModelError
+from engine.errors import ModelError, system_reason
 from engine.files import read_bytes
 from engine.weights.config_place import CONFIG_NAME
 from engine.weights.shards import LINK_NAME, has_link, weight_files
@@ -30,7 +30,7 @@ def identity_of(folder: Path) -> str:
         try:
             status = path.stat()
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise ModelError(f"{path}: cannot be read: {system_reason(error)}") from error
         digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     commit = _SNAPSHOT.search(folder.as_posix())
     return f"{commit[1]}-{digest.hexdigest()}" if commit else digest.hexdigest()
@@ -54,7 +54,7 @@ def _text_digest(folder: Path, left_out: Sequence[str]) -> str:
     try:
         found = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     except OSError as error:  # a file was removed meanwhile, or the disk fails
-        raise ModelError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{folder}: cannot be read: {system_reason(error)}") from error
     for path, status in found:
         if path.suffix in _TEXT_SUFFIXES and path.name not in left_out:
             digest.update(f"\0{path.name}\0{status.st_size}\0".encode())

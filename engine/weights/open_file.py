@@ -4,7 +4,7 @@ import os
 import weakref
 from pathlib import Path
 
-from engine.errors import ModelError
+from engine.errors import ModelError, system_reason
 
 
 class OpenFile:
@@ -19,7 +19,7 @@ class OpenFile:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
         except OSError as error:
-            raise ModelError(f"{path}: cannot be opened: {error.strerror}") from error
+            raise ModelError(f"{path}: cannot be opened: {system_reason(error)}") from error
         self.path = path
         self._descriptor = descriptor
         self._finalizer = weakref.finalize(self, os.close, descriptor)
@@ -62,7 +62,8 @@ class OpenFile:
                 count = os.preadv(self.descriptor, [memory[done:]], offset + done)
             except OSError as error:
                 raise ModelError(
-                    f"{self.path}: read of {len(memory)} bytes at {offset} failed: {error.strerror}"
+                    f"{self.path}: read of {len(memory)} bytes at {offset} failed: "
+                    f"{system_reason(error)}"
                 ) from error
             if count == 0:
                 raise ModelError(

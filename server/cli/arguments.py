@@ -72,6 +72,7 @@ server on this machine is trusted; --ca or UNDERSTUDY_CA names those of others.
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SHELLS = ("bash", "zsh", "fish")
+CLUSTER_ACTIONS = ("serve",)
 LIST_MODELS = "models"  # instead of a shell: what the scripts call
 
 
@@ -179,7 +180,9 @@ def _add_cluster(commands: Commands) -> None:
         "Serve a model by replicas on the machines of a Ray cluster.",
         CLUSTER,
     )
-    cluster.add_argument("action", choices=("serve",), metavar="serve", help="the only one so far")
+    cluster.add_argument(
+        "action", choices=CLUSTER_ACTIONS, metavar="serve", help="the only one so far"
+    )
     _add_server_options(cluster)
     cluster.add_argument(
         "--replicas", type=_replicas, default=1, metavar="N", help="replicas (default: 1)"
@@ -281,7 +284,7 @@ def _add_control(commands: Commands) -> None:
         commands,
         "top",
         "watch a server: models, queue, speed, link, memory",
-        "Show models, queue, tokens per second, link, stalls and KV pages every second.",
+        "Show models, queue, tokens per second, link, stalls and KV pages every second. q leaves.",
         SERVER,
     )
     top.add_argument("--once", action="store_true", help="print it once")

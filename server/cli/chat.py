@@ -1,6 +1,7 @@
 """The command `understudy chat`: a conversation in the terminal, with a running server or its own.
 
-A line that begins with a slash is a command; `/help` lists them.
+A line that begins with a slash is a command; `/help` lists them. stdout has the answers and what a
+command shows; statistics, notes and errors go to stderr.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from server.cli.race import race
 from server.cli.remote import Remote, RemoteError, connect_to
 from server.cli.suggest import did_you_mean
 from server.cli.word_wrap import WordWrap
+from server.metrics.wait_status import RESTARTING
 from server.schemas.status import ServerStatus
 from server.sizes import several
 
@@ -29,21 +31,26 @@ HELP = """\
 /set [NAME [VALUE]]  set a parameter such as temperature; without VALUE the default
 /history      show the conversation
 /clear        begin a new one
-/save FILE    write it to a file (.md or .json)
+/save FILE    write it to a new file (.md or .json); /save! FILE replaces one
 /quit         end; Ctrl-D does too
 Ctrl-C stops an answer. A line that ends in a backslash goes on in the next one."""
 PROMPT = ">>> "
 MORE = "... "
 
 
-def chat(args: argparse.Namespace, env: Mapping[str, str], screen: Console) -> int:
-    """Chat until the end of the input. Return 1 if the server cannot be used."""
-    with server_for(args, env, screen) as (url, name):
+def chat(args: argparse.Namespace, env: Mapping[str, str], screen: Console, notes: Console) -> int:
+    """Chat until the end of the input. Return 1 if the server cannot be used.
+
+    Args:
+        screen: shows the answers.
+        notes: shows all else; it may be the same terminal.
+    """
+    with server_for(args, env, notes) as (url, name):
         with connect_to(url, args, env) as remote:
             model = _find_model(name, remote.status())
         if sys.stdin.isatty():
-            screen.print(Text(f"{model} at {url}; /help lists the commands.", "dim"))
-        session = _Session(lambda: connect_to(url, args, env), model, screen)
+            notes.print(Text(f"{model} at {url}; /help lists the commands.", "dim"))
+        session = _Session(lambda: connect_to(url, args, env), model, screen, notes)
         if args.system:
             session.conversation.messages.append({"role": "system", "content": args.system})
         session.run()
@@ -72,10 +79,13 @@ def _find_model(name: str | None, status: ServerStatus) -> str:
 class _Session:
     """One chat: it reads lines, runs commands, and shows answers."""
 
-    def __init__(self, connect: Callable[[], Remote], model: str, screen: Console) -> None:
+    def __init__(
+        self, connect: Callable[[], Remote], model: str, screen: Console, notes: Console
+    ) -> None:
         self.conversation = Conversation(model)
         self._connect = connect
         self._screen = screen
+        self._notes = notes
         self._painter = Painter()
         self._is_painting = False
         self._commands: dict[str, Callable[[str], str | None]] = {
@@ -86,7 +96,8 @@ class _Session:
             "history": self._history,
             "clear": self._clear,
             "save": self.conversation.save,
-            "help": lambda _: HELP,
+            "save!": lambda name: self.conversation.save(name, replace=True),
+            "help": self._help,
         }
 
     def run(self) -> None:
@@ -102,7 +113,7 @@ class _Session:
                 elif line.strip():
                     self._answer(line)
             except RemoteError as error:
-                self._screen.print(Text(str(error), "red"))
+                self._notes.print(Text(str(error), "red"))
             except KeyboardInterrupt:  # also a second one, while the first still ends an answer
                 self._say("\nstopped")
 
@@ -111,9 +122,10 @@ class _Session:
         lines: list[str] = []
         while True:
             try:
-                line = input(self._prompt(MORE if lines else PROMPT))
+                line = self._ask(MORE if lines else PROMPT)
             except EOFError:
-                self._screen.print(end=self._prompt("\n"))
+                if sys.stdin.isatty():
+                    self._notes.print()
                 return None
             except KeyboardInterrupt:
                 self._say("\n/quit or Ctrl-D ends the chat.")
@@ -123,10 +135,12 @@ class _Session:
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
 
-    @staticmethod
-    def _prompt(text: str) -> str:
-        """Return what asks for a line; nothing where lines come from a file or a pipe."""
-        return text if sys.stdin.isatty() else ""
+    def _ask(self, prompt: str) -> str:
+        """Return the next line. A file or a pipe is not asked for it."""
+        if sys.stdin.isatty() and not sys.stdout.isatty():
+            self._notes.print(prompt, end="")  # `input` would write it among the answers
+            return input()
+        return input(prompt if sys.stdin.isatty() else "")
 
     def _run_command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -163,13 +177,24 @@ class _Session:
         self._painter.begin()
         timings: Mapping[str, Any] = {}
         was_thinking = False
-        show = self._writer()
+        writer = self._writer()
         with self._connect() as remote, contextlib.ExitStack() as waiting:
-            spinner = waiting.enter_context(self._screen.status("waiting"))
+            spinner = waiting.enter_context(self._notes.status("waiting"))
+            has_begun = is_told = False
+
+            def tell(comment: str) -> None:
+                nonlocal is_told
+                if not has_begun:
+                    spinner.update(shown_text(comment))
+                elif comment == RESTARTING and not is_told:
+                    is_told = True
+                    writer.break_line()
+                    self._say("The engine is restarting. The answer then goes on.")
+
             asked = {**body, "provenance": self._is_painting}
-            answer = remote.chat(asked, lambda note: spinner.update(shown_text(note)))
-            with contextlib.closing(answer) as chunks:
+            with contextlib.closing(remote.chat(asked, tell)) as chunks:
                 for chunk in chunks:
+                    is_told = False
                     timings = chunk.get("timings", timings)
                     for choice in chunk["choices"]:
                         thought = choice["delta"].get("reasoning_content") or ""
@@ -180,21 +205,21 @@ class _Session:
                             piece = _plain(thought, content, was_thinking=was_thinking)
                         if piece:
                             waiting.close()  # the spinner, before the first text
-                            show(piece)
+                            has_begun = True
+                            writer.write(piece)
                         was_thinking = bool(thought) or (was_thinking and not content)
                         yield content
         self._screen.print()
         self._show_timings(timings)
 
-    def _writer(self) -> Callable[[Text], None]:
-        """Return what shows the pieces of an answer: between words on a terminal, else as it is."""
-        if self._screen.is_terminal and not self._screen.is_dumb_terminal:
-            return WordWrap(self._screen).write
-        return lambda piece: self._screen.print(piece, end="", soft_wrap=True)
+    def _writer(self) -> "WordWrap | _AsItIs":
+        """Return what shows the pieces of an answer, on a terminal broken between words."""
+        is_able = self._screen.is_terminal and not self._screen.is_dumb_terminal
+        return WordWrap(self._screen) if is_able else _AsItIs(self._screen)
 
     def _show_timings(self, timings: Mapping[str, Any]) -> None:
         if self._is_painting:
-            self._screen.print(self._painter.legend())
+            self._notes.print(self._painter.legend())
         if timings:
             tokens = several(timings["predicted_n"], "token")
             self._say(
@@ -203,7 +228,10 @@ class _Session:
             )
 
     def _say(self, note: str) -> None:
-        self._screen.print(Text(note, "dim"))
+        self._notes.print(Text(note, "dim"))
+
+    def _help(self, _: str) -> None:
+        self._screen.print(Text(HELP, "dim"))
 
     def _paint(self, _: str) -> str:
         self._is_painting = not self._is_painting
@@ -220,16 +248,32 @@ class _Session:
         except KeyboardInterrupt:
             self._say("stopped")
 
-    def _history(self, _: str) -> str:
-        lines = [
-            f"{one['role']}: {shown_text(one['content'])}" for one in self.conversation.messages
-        ]
-        return "\n".join(lines) or "nothing was said yet"
+    def _history(self, _: str) -> str | None:
+        for one in self.conversation.messages:
+            line = f"{one['role']}: {shown_text(one['content'])}"
+            self._screen.print(Text(line, "dim"), soft_wrap=True)
+        return None if self.conversation.messages else "nothing was said yet"
 
     def _clear(self, _: str) -> str:
         kept = [one for one in self.conversation.messages if one["role"] == "system"]
         self.conversation.messages[:] = kept
         return "a new conversation begins"
+
+
+class _AsItIs:
+    """Writes a text to a file, a pipe or a plain terminal."""
+
+    def __init__(self, screen: Console) -> None:
+        self._screen = screen
+
+    def write(self, piece: Text) -> None:
+        """Show a piece of the text."""
+        self._screen.print(piece, end="", soft_wrap=True)
+
+    def break_line(self) -> None:
+        """End the line that is begun, for a note below it, where the note is in sight."""
+        if self._screen.is_terminal:
+            self._screen.print()
 
 
 def _plain(thought: str, content: str, *, was_thinking: bool) -> Text:

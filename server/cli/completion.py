@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.cli.arguments import LIST_MODELS, SHELLS, Parsers
+from server.cli.arguments import CLUSTER_ACTIONS, LIST_MODELS, SHELLS, Parsers
 from server.config.files import asked_folder, search_path
 from server.config.registry import read_entries
 
-TAKES_MODEL = ("serve", "plan", "pull", "stop", "chat")  # commands whose argument names a model
+TAKES_MODEL = ("serve", "cluster", "plan", "pull", "stop", "chat")  # as their last argument
+ACTIONS = {"cluster": CLUSTER_ACTIONS}  # the words of commands that come before all others
 
 BASH = """\
 _understudy() {{
@@ -26,6 +27,9 @@ complete -o default -F _understudy understudy
 """
 CASE = """\
         {command}) known="{words}" ;;"""
+CASE_OF_ACTION = """\
+        {command}) known="{words}"
+            if [ "$COMP_CWORD" -eq 2 ]; then known="{actions}"; fi ;;"""
 ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 
 
@@ -50,7 +54,9 @@ def _bash(parsers: Parsers) -> str:
         words = [*_words(command, parsers), *parsers.options(command)]
         if command in TAKES_MODEL:
             words.append(f"$(understudy completion {LIST_MODELS} 2>/dev/null)")
-        cases.append(CASE.format(command=command, words=" ".join(words)))
+        actions = " ".join([*ACTIONS.get(command, ()), "--help"])
+        case = CASE_OF_ACTION if command in ACTIONS else CASE
+        cases.append(case.format(command=command, words=" ".join(words), actions=actions))
     return BASH.format(commands=" ".join(parsers.commands), cases="\n".join(cases))
 
 
@@ -63,6 +69,9 @@ def _fish(parsers: Parsers) -> str:
         lines += [f"{within} -l {name}" for name in names]
         if words := _words(command, parsers):
             lines.append(f"{within} -f -a '{' '.join(words)}'")
+        for action in ACTIONS.get(command, ()):
+            is_next = f"{within[:-1]}; and not __fish_seen_subcommand_from {action}'"
+            lines.append(f"{is_next} -f -a {action}")
         if command in TAKES_MODEL:
             lines.append(f"{within} -a '(understudy completion {LIST_MODELS} 2>/dev/null)'")
     return "\n".join(lines) + "\n"

@@ -52,6 +52,13 @@ class Console:
         else:
             self._print(f"understudy: error: {text}")
 
+    def warning(self, text: str) -> None:
+        """Print what the user has probably not meant."""
+        if self._json is not None:
+            self._log(logging.WARNING, text)
+        else:
+            self._print(f"understudy: warning: {text}")
+
     def _print(self, text: str) -> None:
         lead = "\r\x1b[K" if self._is_line_open else ""
         self._is_line_open = False

@@ -7,8 +7,9 @@ import signal
 from collections.abc import Mapping
 
 from server.cli.console import Console, columns, records, table
-from server.cli.remote import ENV_URL, Remote, RemoteError, choose_url, connect, connect_to
+from server.cli.remote import Remote, RemoteError, choose_url, connect, connect_to
 from server.cli.servers import running_servers, wait_for_end
+from server.config.environment import ENV_URL
 from server.metrics.load_speed import step_text
 from server.schemas.status import ModelStatus, PeerStatus, ServerStatus
 

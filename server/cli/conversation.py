@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.errors import system_reason
 from server.cli.remote import RemoteError
 from server.cli.suggest import did_you_mean
+from server.errors import ApiError
+from server.schemas.chat import ChatRequest
+from server.schemas.checking import check_object
 from server.sizes import several
 
 SEED_BITS = 32  # of a seed that is drawn: short enough to type
@@ -50,14 +54,15 @@ class Conversation:
     def set_parameter(self, words: str) -> str:
         """Set a parameter, given its name and value in JSON; return what is set now.
 
-        Without a value the parameter is removed. Raises `RemoteError` for an unknown name.
+        Without a value the parameter is removed. Raises `RemoteError` for an unknown name, and for
+        a value that no server takes, with the API's own message.
         """
         name, _, value = words.partition(" ")
         if name and name not in PARAMETERS:
             known = did_you_mean(name, PARAMETERS) or f" There are: {', '.join(PARAMETERS)}."
             raise RemoteError(f"unknown parameter {name!r}.{known}")
         if value.strip():
-            self.parameters[name] = _value(value.strip())
+            self.parameters[name] = _checked(name, _value(value.strip()))
         elif name:
             self.parameters.pop(name, None)
         return ", ".join(f"{key} {json.dumps(value)}" for key, value in self.parameters.items())
@@ -79,8 +84,11 @@ class Conversation:
                 return self.messages[:end]
         return []
 
-    def save(self, name: str) -> str:
-        """Write the conversation into a file, as Markdown if it ends in .md, else as JSON."""
+    def save(self, name: str, *, replace: bool = False) -> str:
+        """Write the conversation into a file, as Markdown if it ends in .md, else as JSON.
+
+        Raises `RemoteError` for a file that cannot be written, or that exists, unless `replace`.
+        """
         if not name:
             raise RemoteError("give a file, such as /save chat.md")
         if name.endswith(".md"):
@@ -90,10 +98,22 @@ class Conversation:
             whole = {"model": self.model, **self.parameters, "messages": self.messages}
             text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         try:
-            Path(name).expanduser().write_text(text, encoding="utf-8")
+            with Path(name).expanduser().open("w" if replace else "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise RemoteError(f"{name} exists; /save! {name} replaces it") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
-            raise RemoteError(f"{name} cannot be written: {error}") from error
+            raise RemoteError(f"{name}: cannot be written: {system_reason(error)}") from error
         return f"{name} has {several(len(self.messages), 'message')}"
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of a parameter. Raises `RemoteError` if the API's schema refuses it."""
+    try:
+        check_object(ChatRequest, {"messages": [{"role": "user", "content": ""}], name: value})
+    except ApiError as error:
+        raise RemoteError(error.message) from error
+    return value
 
 
 def _value(text: str) -> Any:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from server.cli.control import state_text
 from server.cli.paint import shown_text
-from server.cli.remote import ENV_URL, Remote, RemoteError, Unreachable, choose_url, connect_to
+from server.cli.remote import Remote, RemoteError, Unreachable, choose_url, connect_to
 from server.cli.servers import running_servers
+from server.config.environment import ENV_URL
 
 POLL_S = 0.2
 END_S = 30.0  # for the end of the server that was started

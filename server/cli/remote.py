@@ -11,15 +11,13 @@ from urllib.parse import quote
 
 import httpx
 
-from engine.errors import escaped
+from engine.errors import escaped, system_reason
 from server.cli.servers import running_servers
+from server.config.environment import ENV_CA, ENV_KEY, ENV_URL
 from server.config.files import ConfigError
-from server.http.auth import ENV_KEY
 from server.http.certificate import first_certificate, pinned_context
 from server.schemas.status import ServerStatus
 
-ENV_URL = "UNDERSTUDY_URL"
-ENV_CA = "UNDERSTUDY_CA"
 DEFAULT_PORT = "8000"
 EXAMPLE_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 DONE = "data: [DONE]"
@@ -250,7 +248,7 @@ def _trust(url: str, ca: Path | None, env: Mapping[str, str]) -> ssl.SSLContext 
         try:
             context.load_verify_locations(named)
         except OSError as error:  # ssl.SSLError is one
-            reason = error.strerror or str(error)
+            reason = system_reason(error)
             raise RemoteError(f"--ca: {named} holds no certificates: {reason}") from error
         return context
     base = url.rstrip("/").removesuffix("/v1")
@@ -262,4 +260,7 @@ def _trust(url: str, ca: Path | None, env: Mapping[str, str]) -> ssl.SSLContext 
     try:
         return pinned_context(first_certificate(Path(own[0])))
     except (OSError, ValueError) as error:
-        raise RemoteError(f"the certificate of {base} cannot be read: {error}") from error
+        reason = system_reason(error)
+        raise RemoteError(
+            f"the certificate of {base}, {own[0]}, cannot be read: {reason}"
+        ) from error

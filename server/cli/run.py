@@ -9,7 +9,11 @@ from engine.errors import EngineError
 from server.cli.arguments import Parsers, build_parsers, version_line
 from server.cli.console import Console
 from server.cli.signals import INTERRUPTED, EndSignals
+from server.config.environment import unknown_variables
 from server.config.files import ConfigError
+
+# Commands that use no variables, or whose output programs read; a server warns in its log.
+QUIET = ("serve", "cluster", "help", "version", "completion")
 
 
 def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
@@ -22,6 +26,9 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     args = parsers.parse(given)
     console = Console()
     try:
+        if args.command not in QUIET:
+            for warning in unknown_variables(os.environ):
+                console.warning(warning)
         return _run(args, parsers, console, signals)
     except (ConfigError, EngineError) as error:
         console.error(error)
@@ -74,7 +81,8 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
             from server.cli.chat import chat
 
             signals.raise_interrupts()
-            return chat(args, os.environ, rich.console.Console(highlight=False))
+            notes = rich.console.Console(stderr=True, highlight=False)
+            return chat(args, os.environ, rich.console.Console(highlight=False), notes)
         case "doctor":
             import rich.console
 

@@ -16,18 +16,19 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.cache_files import check_cache
-from engine.errors import EngineError
+from engine.errors import EngineError, system_reason
 from engine.messages import ModelInfo
 from server.cli.backend import OpenBackend, here
 from server.cli.console import Console
 from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.cli.suggest import did_you_mean
+from server.config.environment import ENV_KEY, unknown_variables
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
 from server.config.settings import Settings, load_settings
 from server.http.app import create_app
-from server.http.auth import ENV_KEY, ApiKeys, is_loopback, read_keys
+from server.http.auth import ApiKeys, is_loopback, read_keys
 from server.http.certificate import Certificate, read_certificate
 from server.http.measure import client_trace
 from server.http.protocol import bounded_protocol
@@ -179,6 +180,8 @@ def serve(
     }
     settings = load_settings(folders, env, options)
     with console.taking_logs(settings) as drain:
+        for warning in unknown_variables(env):
+            console.warning(warning)
         return _serve(args, env, settings, folders, console, signals, drain, open_backend)
 
 
@@ -362,7 +365,7 @@ def bind(host: str, port: int, client_timeout: float = 60.0) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = system_reason(error)
         if error.errno == errno.EADDRINUSE:
             reason = "it is in use; end the other server, or choose another with --port"
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}") from error

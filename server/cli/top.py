@@ -12,6 +12,7 @@ from rich.text import Text
 
 from engine.errors import escaped
 from server.cli.control import state_text, tiers_text
+from server.cli.keys import leaving_by_q
 from server.cli.remote import connect
 from server.schemas.status import EngineStatus, PeerStatus, ServerStatus
 from server.sizes import several
@@ -21,15 +22,16 @@ NARROW = 72  # columns
 
 
 def top(args: argparse.Namespace, env: Mapping[str, str], screen: Console) -> int:
-    """Show a server until Ctrl-C, or until it stops; once where the output is no terminal."""
+    """Show a server until q, Ctrl-C or its end; once where the output is no terminal."""
     with connect(args, env) as remote:
         if args.once or not screen.is_terminal:
             screen.print(view(remote.status(), remote.url, screen.width))
             return 0
         try:
-            with Live(console=screen, screen=True, auto_refresh=False) as live:
+            with leaving_by_q(), Live(console=screen, screen=True, auto_refresh=False) as live:
                 for status in remote.watch():
-                    live.update(view(status, remote.url, screen.width), refresh=True)
+                    shown = Group(view(status, remote.url, screen.width), Text("\nq: leave", "dim"))
+                    live.update(shown, refresh=True)
         except KeyboardInterrupt:
             return 0
     screen.print(f"The server at {escape(escaped(remote.url))} has stopped.")

@@ -37,6 +37,12 @@ class WordWrap:
                 self._add(character, text.get_style_at_offset(self._screen, at))
         self._print()
 
+    def break_line(self) -> None:
+        """End the line that is begun, for a note below it. The text goes on in the next line."""
+        if self._column:
+            self._break()
+            self._print()
+
     def _end_line(self) -> None:
         self._is_code ^= self._line.lstrip().startswith(FENCE)
         self._line = ""

@@ -18,6 +18,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*", re.ASCII)
 
 
+ENV_CONFIG = "UNDERSTUDY_CONFIG"
 LARGEST_FILE = 128 << 10  # bytes; the YAML parser takes two seconds for a file of this size
 
 
@@ -152,8 +153,8 @@ def _section_in(annotation: object) -> type[Section] | None:
 
 
 def asked_folder(option: Path | None, env: Mapping[str, str]) -> Path | None:
-    """Return the folder that `--config` names, else UNDERSTUDY_CONFIG in `env`, else None."""
-    named = env.get("UNDERSTUDY_CONFIG")
+    """Return the folder that `--config` names, else ENV_CONFIG in `env`, else None."""
+    named = env.get(ENV_CONFIG)
     return option or (Path(named) if named else None)
 
 

@@ -74,6 +74,10 @@ class Registry:
         self.default = None if default is None else self._names[default]
         self._strict = strict
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether this is an id or an alias."""
+        return name in self._names
+
     def find(self, name: str | None) -> ModelEntry:
         """Return the entry for the model name of a request, which is the default if it is empty.
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from engine.errors import system_reason
+from server.config.environment import ENV_KEY
 from server.config.files import ConfigError
 from server.errors import ApiError
 
 log = logging.getLogger("understudy")
 
-ENV_KEY = "UNDERSTUDY_API_KEY"
 OWNER_DIGITS = 8  # hex digits of the digest that names a key; the name only serves fairness
 OPEN_PATHS = frozenset({"/health", "/v1/health"})
 # The page at / and its files, which are the same on every server. It asks its user for a key.
@@ -90,7 +91,9 @@ class KeyFile:
         try:
             lines = [line.strip() for line in self._path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_key_file: {self._path} cannot be read: {error}") from error
+            raise ConfigError(
+                f"api_key_file: {self._path} cannot be read: {system_reason(error)}"
+            ) from error
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise ConfigError(f"api_key_file: {self._path} holds no key; write one key a line")

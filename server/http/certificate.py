@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from engine.errors import system_reason
 from server.config.files import ConfigError
 
 log = logging.getLogger("understudy")
@@ -84,7 +85,7 @@ def load_context(cert: Path, key: Path) -> ssl.SSLContext:
         try:
             path.read_bytes()
         except OSError as error:
-            raise ConfigError(f"{name}: {path} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{name}: {path} cannot be read: {system_reason(error)}") from error
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(cert, key, password=_refuse_password(key))

@@ -65,12 +65,18 @@ class Failures:
     async def _on_http(self, request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         url = f"{request.method} {request.url.path}"
+        headers, allowed = dict(error.headers or {}), ""
+        if error.status_code == 405:
+            methods = set(headers.get("Allow", "").split(", "))
+            if "GET" in methods:
+                methods.add("HEAD")  # which is answered wherever GET is
+            headers["Allow"] = allowed = ", ".join(sorted(methods))
         messages: dict[int, tuple[str, str | None]] = {
             404: (f"Unknown URL: {url}. There are: {self._known_paths}.", "unknown_url"),
-            405: (f"Method not allowed: {url}", "method_not_allowed"),
+            405: (f"Method not allowed: {url}. This URL takes: {allowed}.", "method_not_allowed"),
         }
         message, code = messages.get(error.status_code, (str(error.detail), None))
-        failure = ApiError(message, code=code, status=error.status_code, headers=error.headers)
+        failure = ApiError(message, code=code, status=error.status_code, headers=headers)
         return self.response(failure, request.scope)
 
     async def _on_bug(self, request: Request, error: Exception) -> JSONResponse:

@@ -2,7 +2,8 @@
 
 Errors before the first chunk are ordinary answers. When a request waits longer than the keep-alive
 interval (for a model, in the queue, for a long prompt), its stream is opened and gets comments, or
-events of its API, that say what it waits for; from then on errors are sent as events. A whole
+events of its API, that say what it waits for; from then on errors are sent as events. The death of
+the engine that runs the request is signalled at once. A whole
 answer gets white space instead, later and only once its request is running; from then on an error
 breaks the connection off.
 """
@@ -18,7 +19,7 @@ import anyio
 from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from engine.errors import EngineError
 from server.errors import ApiError, as_api_error
@@ -222,12 +223,35 @@ class _EventStream(EventSourceResponse):
         )
         self._first = first
         self._chunks = chunks
+        self._wait = pace.wait
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = asyncio.Event()
+
+        async def send_on(message: Message) -> None:
+            await send(message)
+            has_begun.set()
+
+        losses = asyncio.create_task(self._signal_losses(has_begun, send))
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_on)
         finally:
+            with anyio.CancelScope(shield=True):
+                await _cancel(losses)
             await _stop_shielded(self._first, self._chunks)
+
+    async def _signal_losses(self, has_begun: asyncio.Event, send: Send) -> None:
+        """Say at once that the engine has died: the next keep-alive signal may be far away."""
+        is_lost = asyncio.Event()
+        self._wait.call_when_lost(is_lost.set)
+        await has_begun.wait()
+        if self._wait.is_lost:
+            is_lost.set()
+        while await is_lost.wait():
+            is_lost.clear()
+            signal = _make_signal(self._wait, self._dialect).encode()
+            await send({"type": "http.response.body", "body": signal, "more_body": True})
 
 
 async def _stop_shielded(task: asyncio.Task[Any], chunks: AsyncGenerator[Any, None]) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 MOST_LOSSES = 16  # whose times are kept
+RESTARTING = "engine restarting"
 
 
 class Wait:
@@ -17,7 +18,8 @@ class Wait:
         ] = []  # when an engine died, and another went on
         self._reason: Callable[[], str] = lambda: "waiting"
         self._prompt_left = ""  # how far the prompt is, while it runs
-        self._is_lost = False  # whether the engine died that ran it, and it waits for the next one
+        self.is_lost = False  # whether the engine died that ran it, and it waits for the next one
+        self._when_lost: Callable[[], None] = lambda: None
 
     def set_reason(self, reason: Callable[[], str]) -> None:
         """Set the function that returns the reason, which is called anew for each comment."""
@@ -31,16 +33,21 @@ class Wait:
     def note_prompt(self, done: int, total: int) -> None:
         """Note that the engine runs the request, and how many tokens of its prompts are done."""
         self.end()
-        if self._is_lost:
-            self._is_lost = False
+        if self.is_lost:
+            self.is_lost = False
             self.losses[-1] = (self.losses[-1][0], time.perf_counter())
         self._prompt_left = f"prompt {done} of {total}" if done < total else ""
 
     def note_lost(self) -> None:
         """Note that the engine has died, and that the request goes on when it is restarted."""
-        if not self._is_lost:
-            self._is_lost = True
+        if not self.is_lost:
+            self.is_lost = True
             self.losses = [*self.losses[-MOST_LOSSES + 1 :], (time.perf_counter(), None)]
+            self._when_lost()
+
+    def call_when_lost(self, function: Callable[[], None]) -> None:
+        """Set the function that is called each time that an engine dies that ran the request."""
+        self._when_lost = function
 
     @property
     def is_over(self) -> bool:
@@ -53,8 +60,8 @@ class Wait:
         return round(1e3 * ((self.ended or time.perf_counter()) - self._arrived))
 
     def __str__(self) -> str:
-        if self._is_lost:
-            return "engine restarting"
+        if self.is_lost:
+            return RESTARTING
         return self._prompt_left or "running" if self.is_over else self._reason()
 
 

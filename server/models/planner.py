@@ -8,7 +8,7 @@ for the next value of a slider. It is then ended: it has 350 MB of memory that w
 import asyncio
 from multiprocessing import get_context
 
-from engine.errors import QueueFull
+from engine.errors import QueueFull, system_reason
 from server.config.registry import ModelEntry
 from server.errors import ApiError
 from server.models import plan_worker
@@ -140,9 +140,8 @@ class Planner:
             try:
                 self._process = _PlanProcess(self._compute)
             except OSError as error:
-                message = (
-                    f"The process that plans {entry.id} could not be started: {error.strerror}"
-                )
+                reason = system_reason(error)
+                message = f"The process that plans {entry.id} could not be started: {reason}"
                 return ApiError.unavailable(message, "plan_failed")
         thread = asyncio.to_thread(self._process.compute, entry, machine)
         computing = asyncio.create_task(thread)

@@ -34,7 +34,7 @@ class Body(BaseModel):
 
 
 class OwnBody(Body):
-    """The base of bodies that only this API has and that change the server: no field is ignored."""
+    """The base of bodies that only this API has: no field is ignored."""
 
     model_config = ConfigDict(extra="forbid")
 

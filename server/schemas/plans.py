@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.schemas.fields import Body, Int
+from server.schemas.fields import Int, OwnBody
 
 MIN_SIZE, MAX_SIZE = 2**20, 2**50  # bytes: 1 MiB, 1 PiB
 MAX_USERS = 1024
@@ -17,7 +17,7 @@ Size = Annotated[Int, Field(ge=MIN_SIZE, le=MAX_SIZE)] | Annotated[str, Field(ma
 Speed = Annotated[float, Field(ge=MIN_GBPS, le=MAX_GBPS)]  # 1e9 bytes a second
 
 
-class PlanRequest(Body):
+class PlanRequest(OwnBody):
     """A model of the registry, and a machine. What is not given is that of the server's machine."""
 
     model: str

@@ -21,7 +21,7 @@ def get_time(city: str) -> str:
 @pytest.fixture(scope="session")
 def python() -> str:
     """Return the interpreter of the servers, which have another environment than the tests."""
-    return os.environ.get("UNDERSTUDY_PYTHON", sys.executable)
+    return os.environ.get("UNDERSTUDY_TEST_PYTHON", sys.executable)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import LONGEST_MESSAGE, ModelError, printable, shown
+from engine.errors import LONGEST_MESSAGE, ModelError, printable, shown, system_reason
 from engine.files import find_folder, parse_object, read_object, read_text, temporary_folder
 
 
@@ -148,3 +148,12 @@ def test_a_temporary_folder_that_cannot_be_made_is_named(
 def test_errors_that_a_library_raises_as_its_own_are_left_to_the_caller() -> None:
     with pytest.raises(OSError, match="no valid config"), temporary_folder("test"):
         raise OSError("no valid config")
+
+
+def test_the_reason_of_an_error_has_no_path() -> None:
+    with pytest.raises(OSError) as caught:
+        Path("/proc/none").read_bytes()
+    assert system_reason(caught.value) == "No such file or directory"
+    assert [system_reason(error) for error in (OSError("why"), OSError())] == ["why", "OSError"]
+    with pytest.raises(ModelError, match=r"\A/proc/none: cannot be read: No such file[a-z ]+\Z"):
+        read_text(Path("/proc/none"))

@@ -21,6 +21,52 @@ test("on a narrow page the list of chats opens over the chat, and Escape closes 
   await leave(opened);
 });
 
+test("on a phone the menu of views closes by a choice, a tap elsewhere and Escape", needsChromium, async () => {
+  const opened = await fake.visit({ viewport: { width: 390, height: 700 }, hasTouch: true, isMobile: true });
+  const { page } = opened;
+  const menu = page.getByRole("menu", { name: "Views" });
+  const open = async (): Promise<void> => {
+    await page.getByTitle("Views").tap();
+    await menu.waitFor();
+  };
+  const closed = (): Promise<void> => menu.waitFor({ state: "detached" });
+  await open();
+  await page.getByRole("menuitemradio", { name: "Models" }).tap();
+  await closed();
+  await page.waitForFunction(() => document.title === "Models · Understudy");
+  await open();
+  await page.touchscreen.tap(200, 600);
+  await closed();
+  await open();
+  await page.getByRole("menuitemradio", { name: "Chat" }).tap();
+  await closed();
+  await open();
+  await page.touchscreen.tap(200, 300);
+  await closed();
+  await open();
+  await page.getByLabel("Message", { exact: true }).tap();
+  await closed();
+  await open();
+  await page.keyboard.press("Escape");
+  await closed();
+  await open();
+  await page.evaluate(() => (document.activeElement as HTMLElement).blur());
+  await page.keyboard.press("Escape");
+  await closed();
+  // a tap before the next frame
+  const isOpen = await page.evaluate(async () => {
+    const button = document.querySelector<HTMLElement>("[title=Views]")!;
+    const changed = new Promise((resolve) => new MutationObserver(resolve).observe(button.parentElement!, { childList: true }));
+    button.click();
+    await changed;
+    document.body.dispatchEvent(new PointerEvent("pointerdown", { bubbles: true }));
+    await new Promise((resolve) => setTimeout(resolve));
+    return button.ariaExpanded;
+  });
+  assert.equal(isOpen, "false");
+  await leave(opened);
+});
+
 test("everything is reached by keyboard", needsChromium, async () => {
   const opened = await fake.visit();
   const { page } = opened;

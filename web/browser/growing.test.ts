@@ -52,7 +52,7 @@ const PASSES = 6;
 const PAUSE_MS = 40; // more than a frame
 
 // Not a table: its cost still grows, since all its rows are one element.
-for (const name of ["short blocks", "paragraph", "code", "list"]) {
+for (const name of ["short blocks", "paragraph", "code", "list", "item", "quote"]) {
   test(`a pass costs no more in a long answer: ${name}`, needsChromium, async () => {
     const steps = growing(KINDS[name]!, [SHORT, LONG], PASSES, PAUSE_MS);
     const opened = await fake.visit({

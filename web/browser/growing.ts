@@ -13,6 +13,7 @@ export const KINDS: Record<string, Kind> = {
   code: ["```python\n", (at) => `word${at % 97}${at % 12 === 11 ? "\n" : " "}`],
   list: ["- ", (at) => `word${at % 97}${at % 15 === 14 ? "\n- " : " "}`],
   table: ["| a | b |\n| - | - |\n| ", (at) => `word${at % 97}${at % 10 === 9 ? " |\n| " : at % 10 === 4 ? " | " : " "}`],
+  item: ["- ", (at) => `word${at % 97}${at % 15 === 14 ? "\n  " : " "}`],
   quote: ["> ", (at) => `word${at % 97}${at % 15 === 14 ? "\n> " : " "}`],
 };
 

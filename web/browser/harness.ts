@@ -10,7 +10,7 @@ import { after, before } from "node:test";
 import { type Browser, type BrowserContext, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 
 const ROOT = join(process.cwd(), "..");
-export const PYTHON = process.env["UNDERSTUDY_PYTHON"] ?? join(ROOT, ".venv/bin/python");
+export const PYTHON = process.env["UNDERSTUDY_TEST_PYTHON"] ?? join(ROOT, ".venv/bin/python");
 const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find(existsSync);
 
 /** Where screenshots are written, to be looked at. */

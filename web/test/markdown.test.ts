@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { type Block, Blocks } from "../src/markdown/blocks.ts";
-import { isOpenCode } from "../src/markdown/cuts.ts";
+import { isMidItem, isMidParagraph, isOpenCode } from "../src/markdown/cuts.ts";
 import { htmlOf, lex, markdown } from "../src/markdown/html.ts";
 import { alignText } from "../src/markdown/source_map.ts";
 import { TEXTS } from "./texts.ts";
@@ -68,6 +68,13 @@ const LONG: Record<string, (at: number) => string> = {
   "code in tildes": (at) => `${at ? "" : "~~~\n"}a;${at % 7 === 6 ? "\n\n" : " "}`,
   list: (at) => `${at % 9 ? "" : `${at ? "\n" : ""}- [x] `}*it*em${at} `,
   "numbered list": (at) => `${at % 9 ? "" : `${at ? "\n" : ""}1. `}item${at}${at % 5 ? " " : "\n   - below "}`,
+  quote: (at) => `${at ? "" : "> "}word${at % 97}${at % 15 === 14 ? "\n> " : " "}`,
+  "quote of lines that begin like lists": (at) =>
+    `${at ? "" : "> "}${at % 10 === 3 ? "**b** " : ""}w${at % 5 ? "" : "\n> 2. x\n>     y"}${at % 40 === 39 ? "\n>\n> " : " "}`,
+  "quote of blocks": (at) => `${at ? "" : "> "}w*or*d${at % 30 === 29 ? "\n>\n> - a\n> - b\n>\n> " : " "}`,
+  "list of one item": (at) => `${at ? "" : "- "}*it*em${at} ${at % 15 === 14 ? "\n  " : " "}`,
+  "list with long items": (at) => `${at % 1501 ? "" : `${at ? "\n" : "1. a\n"}1. `}word${at % 15 === 14 ? "\n   **x**\n   " : " "}`,
+  "list of lines that are not indented": (at) => `${at ? "" : "* "}word${at % 15 === 14 ? "\n" : " "}`,
   table: (at) => `${at ? "" : "| a | b |\n| - | -: |"}${at % 4 ? "" : "\n| "}c${at} ${at % 4 === 1 ? "|" : ""} `,
   "blocks behind each other": (at) => `${at % 1800 ? "" : "\n\n```\n"}a b\n${at % 1800 === 1500 ? "```\n\ntext\n\n" : ""}`,
 };
@@ -79,6 +86,13 @@ const BEGINNINGS = /^(?:<pre><code[^>]*>|<p>|<[uo]l[^>]*>|<table>[^]*?<tbody>)/;
 function joined(blocks: Block[]): string {
   return blocks.reduce((before, { token, continues }) => {
     const own = htmlOf([token]);
+    if (isMidItem(token)) {
+      return `${before.replace(/(?:<\/p>\s*)?<\/li>\s*<\/[uo]l>\s*$/, "")}<br>${own.replace(/^<[uo]l[^>]*>\s*<li>(?:<p>)?/, "")}`;
+    }
+    if (continues && token.type === "blockquote") {
+      if (!isMidParagraph(token)) return before.replace(/<\/blockquote>\s*$/, "") + own.replace(/^<blockquote>/, "");
+      return `${before.replace(/<\/p>\s*<\/blockquote>\s*$/, "")}<br>${own.replace(/^<blockquote>\s*<p>/, "")}`;
+    }
     return continues ? before.replace(ENDS, "") + own.replace(BEGINNINGS, "") : before + own;
   }, "");
 }

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from engine.errors import system_reason
 from engine.kv.disk.block import Block
 from engine.kv.disk.block_file import DamagedBlock, read_block, write_block
 from engine.kv.disk.folder import KVFolder
@@ -190,7 +191,7 @@ class DiskStore:
             log.warning(
                 "%s: idle KV cannot be written: %s. It is tried again after %.0f s",
                 folder.path,
-                error.strerror or error,
+                system_reason(error),
                 RETRY_S,
             )
             return 0
@@ -220,7 +221,7 @@ class DiskStore:
         except FileNotFoundError:  # another process has removed it to make room
             folder.remove(block.hash)
         except (OSError, DamagedBlock) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = system_reason(error)
             log.warning("%s: %s. The file is removed and its tokens are computed", path, reason)
             folder.remove(block.hash)
             self._count(damaged=int(isinstance(error, DamagedBlock)))

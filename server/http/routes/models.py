@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from engine.moves import LimitMemory
@@ -20,6 +21,8 @@ from server.schemas.answers import Capability, Model, ModelList, SamplingDefault
 from server.schemas.status import LimitsRequest, UnloadRequest
 
 api = Api()
+
+CHANGES = ("load", "unload", "limits")  # the routes below a model, which only POST has
 
 
 @api.get("/models")
@@ -85,6 +88,8 @@ async def limit_model(
 async def get_model(request: Request, model_id: str) -> Model:
     """Describe the model that requests with this name get. Ids may contain slashes."""
     state = state_of(request)
+    if model_id.rpartition("/")[2] in CHANGES and model_id not in state.registry:
+        raise HTTPException(405, headers={"Allow": "POST"})
     return _describe(state.registry.find(model_id), state.models.ready)
 
 

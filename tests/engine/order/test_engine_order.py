@@ -1,6 +1,6 @@
 """Whole engine runs on a pretended CUDA device: no two accesses to memory are unordered.
 
-`UNDERSTUDY_ORDER_SEEDS=FIRST:LAST` runs more random traffic than the usual one of each draft.
+`UNDERSTUDY_TEST_ORDER_SEEDS=FIRST:LAST` runs more random traffic than the usual one of each draft.
 """
 
 import os
@@ -87,7 +87,7 @@ LONG_SCENES: tuple[tuple[dict[str, Any], int, set[str]], ...] = (
     ({"drafter": "specexec", "family": "mistral_window", **CODED}, 7, {"ahead", "decoded"}),
     ({"drafter": "subspec", "family": "qwen3_5_text", **CODED}, 1, {"ahead", "decoded"}),
 )
-if more := os.environ.get("UNDERSTUDY_ORDER_SEEDS"):
+if more := os.environ.get("UNDERSTUDY_TEST_ORDER_SEEDS"):
     SCENES += tuple(
         (changes, seed, set())
         for changes, *_ in SCENES

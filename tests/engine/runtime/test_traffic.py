@@ -1,6 +1,6 @@
 """Tests with random requests, aborts, failures and moving weights: no answer or page is lost.
 
-`UNDERSTUDY_TRAFFIC_SEEDS=FIRST:LAST` runs other seeds than the usual few.
+`UNDERSTUDY_TEST_TRAFFIC_SEEDS=FIRST:LAST` runs other seeds than the usual few.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.variations import variations
 
 def seeds(count: int, *, quick: int) -> list[Any]:
     """Return the seeds to run: the first `count`, some of them quick, or those asked for."""
-    if asked := os.environ.get("UNDERSTUDY_TRAFFIC_SEEDS"):
+    if asked := os.environ.get("UNDERSTUDY_TEST_TRAFFIC_SEEDS"):
         return list(range(*map(int, asked.split(":"))))
     return variations(range(count), quick=range(quick))
 

@@ -1,5 +1,6 @@
 """`understudy chat`: messages and commands that are typed, and what is shown and sent."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -8,20 +9,23 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from rich.text import Text
 
 from server.cli import main
+from server.cli.conversation import PARAMETERS
 from server.cli.paint import Painter, shown_text
 from server.cli.race import Lane, verdict
 from server.cli.servers import running_servers
+from server.schemas.chat import ChatRequest
 from tests.demo_server import ROOT
 from tests.server.fake_engine import EOS, FakeEngines, ids_of
 
 Capture = pytest.CaptureFixture[str]
 Talk = Callable[..., str]
+Streams = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +40,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def talk(url: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Talk:
-    """Return a function that types lines into a chat, and returns what it prints."""
+def streams(url: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Streams:
+    """Return a function that types lines into a chat, and returns its stdout and stderr."""
 
-    def run(*lines: str, options: tuple[str, ...] = ()) -> str:
+    def run(*lines: str, options: tuple[str, ...] = ()) -> tuple[str, str]:
         typed = iter(lines)
 
         def read(_: str) -> str:
@@ -53,9 +57,16 @@ def talk(url: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Talk:
 
         monkeypatch.setattr("builtins.input", read)
         assert main.main(["chat", *options, "--url", url]) == 0
-        return capsys.readouterr().out
+        shown = capsys.readouterr()
+        return shown.out, shown.err
 
     return run
+
+
+@pytest.fixture
+def talk(streams: Streams) -> Talk:
+    """Return a function that types lines into a chat, and returns all that it prints."""
+    return lambda *lines, **options: "".join(streams(*lines, **options))
 
 
 def sent(engines: FakeEngines, index: int = -1) -> str:
@@ -93,17 +104,55 @@ def test_commands_change_what_is_sent(talk: Talk, engines: FakeEngines, home: Pa
     [
         ("/pait", "Did you mean /paint?"),
         ("/set temprature 1", "Did you mean temperature?"),
-        ("/set temperature 9", "temperature"),
+        ("/set temperature 9", "Invalid value for 'temperature': Input should be less than"),
+        ("/set stop 5", "Invalid value for 'stop'"),
+        ("/set reasoning_effort x", "Invalid value for 'reasoning_effort'"),
         ("/seed x", "is not a seed"),
         ("/save", "give a file"),
-        ("/save /proc/none/x", "cannot be written"),
+        ("/save /proc/none/x", "/proc/none/x: cannot be written: No such file or directory\n"),
         ("/race", "write a message first"),
         ("/help", "Ctrl-C stops an answer"),
     ],
 )
 def test_mistakes_are_named_and_the_chat_goes_on(talk: Talk, line: str, words: str) -> None:
-    out = talk(line, "hi", "/set temperature", "hi")
-    assert words in out and "Hello there." in out
+    out = talk(line, "hi")
+    assert words in out and "Hello there." in out, "a value that is refused is not sent"
+
+
+def test_each_parameter_is_one_of_the_api() -> None:
+    assert set(PARAMETERS) < set(ChatRequest.model_fields)
+
+
+def test_a_file_is_replaced_only_on_demand(talk: Talk, home: Path) -> None:
+    (home / "chat.md").write_text("mine")
+    assert "chat.md exists; /save! chat.md replaces it" in talk("hi", "/save chat.md")
+    assert (home / "chat.md").read_text() == "mine"
+    assert "chat.md has 2 messages" in talk("hi", "/save! chat.md")
+    assert "Hello there." in (home / "chat.md").read_text()
+
+
+def test_stdout_has_only_answers_and_what_commands_show(streams: Streams) -> None:
+    out, err = streams("/set top_k 3", "/sett", "hi", "/history", "/paint", "again")
+    assert out == "Hello there.\nuser: hi\nassistant: Hello there.\nHello there.\n"
+    for note in ("top_k 3", "unknown command /sett", "tokens/s, seed", "painted", "subspec 62%"):
+        assert note in err
+
+
+class Moment(asyncio.Event):
+    """An event that happens by itself."""
+
+    async def wait(self) -> Literal[True]:
+        await asyncio.sleep(0.05)
+        return True
+
+
+def test_a_restart_of_the_engine_is_told_in_the_middle_of_an_answer(
+    streams: Streams, engines: FakeEngines
+) -> None:
+    engines.script.restart = Moment()
+    out, err = streams("hi", "hi")
+    assert out == "Hello there.\nHello there.\n"
+    assert err.count("The engine is restarting. The answer then goes on.\n") == 2
 
 
 def test_painted_answers_have_the_shares_of_each_source(talk: Talk) -> None:
@@ -215,7 +264,7 @@ def test_a_chat_starts_a_server_and_ends_it(home: Path) -> None:
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(home)},
         check=True,
     )
-    assert "tokens/s, seed" in done.stdout and "identical: 8 of 8 tokens" in done.stdout
+    assert "tokens/s, seed" in done.stderr and "identical: 8 of 8 tokens" in done.stdout
     state = home / ".local" / "state"
     assert list((state / "understudy" / "servers").iterdir())
     assert running_servers({"XDG_STATE_HOME": str(state)}) == []

@@ -2,8 +2,11 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
+import threading
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -14,6 +17,7 @@ from rich.console import Console
 
 from server.cli import main
 from server.cli.control import _listing
+from server.cli.keys import leaving_by_q
 from server.cli.remote import Remote, RemoteError, choose_url
 from server.cli.servers import announced, running_servers, server_folder
 from server.cli.top import view
@@ -219,3 +223,20 @@ def test_a_watch_ends_with_the_server(make_app: MakeApp) -> None:
             seen.append(status["state"])
             app.shared.in_flight.stop()
     assert seen[0] == "running" and seen[-1] == "stopping"
+
+
+def test_q_ends_what_is_shown_and_restores_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyboard, terminal = pty.openpty()
+    with open(terminal) as stdin, open(keyboard, "wb", buffering=0) as keys:
+        monkeypatch.setattr("sys.stdin", stdin)
+        before = termios.tcgetattr(terminal)
+
+        def press() -> None:
+            with leaving_by_q():
+                assert termios.tcgetattr(terminal) != before
+                keys.write(b"xq")
+                threading.Event().wait(60)
+
+        with pytest.raises(KeyboardInterrupt):
+            press()
+        assert termios.tcgetattr(terminal) == before

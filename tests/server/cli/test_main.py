@@ -225,3 +225,15 @@ def test_prune_without_input_asks_for_the_option_yes(
     monkeypatch.setattr("builtins.input", end_of_input)
     assert main.main(["prune"]) == 1
     assert "--yes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "count"), [("plan", 1), ("serve", 1), ("completion", 0)])
+def test_commands_warn_once_of_a_variable_that_is_not_known(
+    command: str, count: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_PROT", "80")
+    argument = "bash" if command == "completion" else "no-such-model"
+    main.main([command, argument])
+    assert (
+        capsys.readouterr().err.count("warning: the environment variable UNDERSTUDY_PROT") == count
+    )

@@ -93,6 +93,7 @@ def test_a_changed_file_applies_at_once_and_a_broken_one_changes_nothing(
         assert known("newer") == ["newer"]
     assert len(caplog.records) == 3  # one for each change, not for each request
     assert "newer" not in caplog.text
+    assert all(record.getMessage().count(str(path)) == 1 for record in caplog.records)
     (tmp_path / "next").write_text("last\n")
     os.replace(tmp_path / "next", path)
     assert known("newer", "last") == ["last"]

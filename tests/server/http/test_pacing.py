@@ -86,11 +86,11 @@ async def test_comments_say_how_far_a_prompt_is(make_app: MakeApp, engines: Fake
     assert "data: [DONE]" in rest
 
 
-async def test_comments_say_that_the_engine_restarts(
+async def test_a_comment_says_at_once_that_the_engine_restarts(
     make_app: MakeApp, engines: FakeEngines
 ) -> None:
     engines.script.restart = asyncio.Event()
-    async with serving(make_app(**QUICK)) as url, streaming(url) as lines:
+    async with serving(make_app(keepalive=600)) as url, streaming(url) as lines:
         await wait_for_comment(lines, "engine restarting")
         engines.script.restart.set()
         rest = [line async for line in lines]

@@ -1,6 +1,6 @@
 /**
  * Where a long block may be cut while it grows, so that only its end is parsed and drawn again: code and
- * tables between lines, lists between items, paragraphs between words.
+ * tables between lines, lists between items and their lines, quotes between blocks and lines, paragraphs between words.
  */
 import type { Token, Tokens } from "marked";
 
@@ -31,7 +31,8 @@ export function cutOf({ raw, token, continues }: Part): Cut | null {
   if (raw.length <= LONGEST) return null;
   if (token.type === "code") return cutCode(token as Tokens.Code, continues, most);
   if (token.type === "table") return cutTable(token as Tokens.Table, continues, most);
-  if (token.type === "list") return cutList(token as Tokens.List, most);
+  if (token.type === "list") return cutList(token as Tokens.List, most) ?? cutItem(token as List, raw, most);
+  if (token.type === "blockquote") return cutQuote(token as Tokens.Blockquote, raw, most);
   if (token.type === "paragraph") return cutParagraph(token as Tokens.Paragraph, most);
   return null;
 }
@@ -90,6 +91,132 @@ function cutList(token: Tokens.List, most: number): Cut | null {
       return isRest ? { ...first, start: ordered ? Number(start) + count : "" } : null;
     },
   };
+}
+
+/** A list, or the rest of one that was cut within an item. */
+type List = Tokens.List & { midItem?: string }; // what the rest is parsed behind
+
+/** Return whether the first item of a list goes on with the last one of the part before it. */
+export function isMidItem(token: Token): boolean {
+  return token.type === "list" && (token as List).midItem !== undefined;
+}
+
+/** Cut a list behind a line of its last item. */
+function cutItem(token: List, source: string, most: number): Cut | null {
+  const { items, ordered, start } = token;
+  const item = items.at(-1)!;
+  const before = items.slice(0, -1).reduce((length, { raw }) => length + raw.length, 0);
+  const isRest = items.length === 1 && token.midItem !== undefined;
+  const opening = isRest ? token.midItem! : `${/^ *\S+ +/.exec(item.raw)?.[0] ?? ""}${BEGUN}`;
+  const lines = item.raw.split("\n");
+  const texts = item.text.split("\n");
+  const isAligned = source.startsWith(item.raw, before) && texts.every((text, line) => lines[line]?.endsWith(text));
+  if (!isAligned || opening === BEGUN) return null;
+  const places = new Map<number, number>();
+  for (let line = 0, within = 0, at = before; line < texts.length && at <= most; line++) {
+    places.set(within, at);
+    within += texts[line]!.length + 1;
+    at += lines[line]!.length + 1;
+  }
+  const cut = lastCut(item.tokens, places, -1); // only within a paragraph
+  if (cut === null) return null;
+  const begun = { ...item, raw: source.slice(before, cut.at), tokens: cut.blocks };
+  return {
+    at: cut.at,
+    head: { ...token, raw: source.slice(0, cut.at), items: [...items.slice(0, -1), begun] } as Token,
+    opening,
+    restOf: (first) => {
+      if (first.type !== "list" || (first as Tokens.List).ordered !== ordered) return null;
+      const [own, ...others] = (first as Tokens.List).items;
+      const tokens = withoutBegun(own!.tokens);
+      if (tokens === null) return null;
+      const rest = { ...own!, raw: own!.raw.slice(opening.length), text: own!.text.slice(BEGUN.length), tokens };
+      const at = ordered ? Number(start) + items.length - 1 : "";
+      return { ...first, raw: first.raw.slice(opening.length), start: at, items: [rest, ...others], midItem: opening } as Token;
+    },
+  };
+}
+
+const QUOTE_MARK = /^ {0,3}>[ \t]?/;
+const BEGUN = "x\n"; // a line of a paragraph that any rest which begins with a line goes on with
+const UNSETTLED = 2; // blocks at the end of a quote that text which follows may still change
+
+/** Return whether the first paragraph of a quote goes on with the last one of the part before it. */
+export function isMidParagraph(token: Token): boolean {
+  return token.type === "blockquote" && (token as { isMidParagraph?: boolean }).isMidParagraph === true;
+}
+
+/** A place where what is in a quote or an item may be cut. */
+interface InnerCut {
+  at: number;
+  blocks: Token[]; // before it
+  isWithin: boolean; // a paragraph, which goes on
+}
+
+/** Cut a quote before one of its blocks, or behind a line of one of its paragraphs. */
+function cutQuote(token: Tokens.Blockquote, source: string, most: number): Cut | null {
+  const lines = source.match(/[^\n]*\n|[^\n]+$/g) ?? [];
+  const texts = lines.map((line) => line.replace(QUOTE_MARK, ""));
+  const blocks = token.tokens;
+  if (texts.join("").trimEnd() !== blocks.map(({ raw }) => raw).join("").trimEnd()) return null;
+  if (blocks.some(({ type }) => type === "def")) return null; // it changes blocks before it
+  // where a line begins in the text of the quote, and in its source
+  const places = new Map<number, number>();
+  for (let line = 0, within = 0, at = 0; line < lines.length && at <= most; line++) {
+    places.set(within, at);
+    within += texts[line]!.length;
+    at += lines[line]!.length;
+  }
+  const count = blocks.map(({ type }) => type !== "space").lastIndexOf(true) + 1;
+  const cut = lastCut(blocks, places, count - UNSETTLED);
+  if (cut === null) return null;
+  return {
+    at: cut.at,
+    head: { ...token, raw: source.slice(0, cut.at), tokens: cut.blocks },
+    opening: cut.isWithin ? `> ${BEGUN}` : "",
+    restOf: (first) => {
+      if (first.type !== "blockquote") return null;
+      if (!cut.isWithin) return first;
+      const rest = withoutBegun((first as Tokens.Blockquote).tokens);
+      return rest && ({ ...first, tokens: rest, isMidParagraph: true } as Token);
+    },
+  };
+}
+
+/**
+ * Return the last of the places where some blocks may be cut; null for none.
+ *
+ * @param last the last block that they may be cut before
+ */
+function lastCut(blocks: Token[], places: ReadonlyMap<number, number>, last: number): InnerCut | null {
+  let cut: InnerCut | null = null;
+  let before = 0;
+  for (const [index, block] of blocks.entries()) {
+    const complete = blocks.slice(0, index);
+    const at = places.get(before);
+    if (at && index <= last) cut = { at, blocks: complete, isWithin: false };
+    let within = 0;
+    const inline = block.type === "paragraph" || block.type === "text" ? (block as Tokens.Text).tokens : [];
+    for (const [number, { type, raw }] of (inline ?? []).entries()) {
+      if (!block.raw.startsWith(raw, within)) break;
+      within += raw.length;
+      const end = type === "br" ? places.get(before + within) : undefined;
+      if (end === undefined) continue;
+      const begun = { ...block, raw: block.raw.slice(0, within), tokens: inline!.slice(0, number) };
+      cut = { at: end, blocks: [...complete, begun as Token], isWithin: true };
+    }
+    before += block.raw.length;
+  }
+  return cut;
+}
+
+/** Return blocks without the line that was put before their first paragraph; null if it is not there. */
+function withoutBegun([paragraph, ...others]: Token[]): Token[] | null {
+  const isText = paragraph?.type === "paragraph" || paragraph?.type === "text";
+  if (!isText || !paragraph.raw.startsWith(BEGUN)) return null;
+  const [letter, end, ...tokens] = (paragraph as Tokens.Text).tokens ?? [];
+  if (letter?.raw !== BEGUN[0] || end?.type !== "br") return null;
+  return [{ ...paragraph, raw: paragraph.raw.slice(BEGUN.length), tokens } as Token, ...others];
 }
 
 const LETTER = "x"; // makes any rest that begins between words go on as text

@@ -8,7 +8,7 @@ import type { Tokens } from "marked";
 
 import { type Block, Blocks } from "./blocks.ts";
 import { frameCode, highlight } from "./code.ts";
-import { isOpenCode } from "./cuts.ts";
+import { isMidItem, isMidParagraph, isOpenCode } from "./cuts.ts";
 import { htmlOf } from "./html.ts";
 import { typeset } from "./math.ts";
 import { sanitizeText } from "./sanitize.ts";
@@ -20,6 +20,9 @@ interface Shown {
   /** Whether the element is within that of a block before it. */
   isPart: boolean;
 }
+
+// The rest of a list that was cut is a list of its own, and that of a quote is a quote.
+const OF_ITS_OWN = new Set(["list", "blockquote"]);
 
 export class MarkdownView {
   readonly #blocks = new Blocks();
@@ -48,7 +51,7 @@ export class MarkdownView {
   }
 
   #showBlock(block: Block, index: number, mayGrow: boolean): void {
-    const isPart = block.continues && block.token.type !== "list"; // the rest of a list is a list of its own
+    const isPart = block.continues && !OF_ITS_OWN.has(block.token.type);
     if (this.#shown[index]?.isPart === !isPart) this.#dropFrom(index);
     const before = this.#shown[index];
     const key = mayGrow ? `${block.raw}\0` : block.raw; // a block is finished when it is followed
@@ -70,9 +73,11 @@ export class MarkdownView {
   }
 }
 
-function blockOf(content: DocumentFragment, { continues }: Block): HTMLElement {
+function blockOf(content: DocumentFragment, { continues, token }: Block): HTMLElement {
   const element = document.createElement("div");
   element.className = continues ? "block joined" : "block";
+  element.classList.toggle("mid-paragraph", isMidParagraph(token));
+  element.classList.toggle("mid-item", isMidItem(token));
   element.append(content);
   return element;
 }

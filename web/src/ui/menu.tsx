@@ -1,6 +1,6 @@
 /** A button that opens a list of actions; arrow keys move, Escape and a click elsewhere close it. */
 import type { JSX } from "preact";
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { Icon, type IconName } from "./icons.tsx";
 
@@ -33,20 +33,31 @@ export function Menu({ name, icon, text, items, class: extra }: MenuProps): JSX.
     if (isFocusKept) button.current?.focus();
   };
 
-  useEffect(() => {
+  // Effects that wait for a frame would come too late on a busy phone: a tap elsewhere would close nothing.
+  useLayoutEffect(() => {
     if (!isOpen) return undefined;
     const found = menuItems(root.current);
     (found.find((item) => item.ariaChecked === "true") ?? found[0])?.focus();
     const leave = (event: PointerEvent): void => {
       if (!root.current?.contains(event.target as Node)) close(false);
     };
+    const escape = (event: KeyboardEvent): void => {
+      if (event.key !== "Escape") return;
+      close(true);
+      event.preventDefault();
+      event.stopPropagation();
+    };
     addEventListener("pointerdown", leave);
-    return () => removeEventListener("pointerdown", leave);
+    addEventListener("keydown", escape, true); // wherever the focus is, and before what is around the menu
+    return () => {
+      removeEventListener("pointerdown", leave);
+      removeEventListener("keydown", escape, true);
+    };
   }, [isOpen]);
 
   const onKeyDown = (event: KeyboardEvent): void => {
     if (!isOpen) return;
-    if (event.key === "Escape" || event.key === "Tab") close(event.key === "Escape");
+    if (event.key === "Tab") close(false);
     else if (!moveFocus(menuItems(root.current), event.key)) return;
     if (event.key !== "Tab") event.preventDefault();
     event.stopPropagation();

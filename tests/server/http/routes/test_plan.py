@@ -88,8 +88,15 @@ async def test_the_body_changes_the_machine() -> None:
         nothing = dict.fromkeys(MACHINE)
         assert nothing.items() <= (await plan(client)).json().items()
         asked = {**MACHINE, "device_memory": "8GiB"}
-        answer = (await plan(client, **asked, unknown=1, model="gpt-x")).json()
+        answer = (await plan(client, **asked, model="gpt-x")).json()
         assert answer["model_id"] == "main" and MACHINE.items() <= answer.items()
+
+
+async def test_a_field_that_is_not_known_is_refused_with_the_known_ones() -> None:
+    async with planning(plan_targets.echo) as client:
+        error = error_of(await plan(client, device_memroy="8GiB"), 400)
+        assert (error["param"], error["code"]) == ("device_memroy", "unknown_parameter")
+        assert "The fields of this body are: model, device_memory, ram" in error["message"]
 
 
 async def test_a_process_is_kept_for_the_next_plan_and_ends_when_none_comes() -> None:
