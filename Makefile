@@ -48,7 +48,7 @@ define check-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-cluster test-clients page pictures test-page test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers bench-cluster first-gpu-run bench-hostile format install lint-docker count clean
+.PHONY: help serve test test-slow test-long lint types unit fuzz fuzz-requests kill-engine chaos test-gpu test-kernels test-cluster test-clients page pictures test-page test-page-long test-real test-oldest bench bench-real bench-memory bench-hybrids bench-coded bench-peers bench-cluster first-gpu-run bench-hostile format install lint-docker count clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
@@ -123,6 +123,9 @@ test-page: web/node_modules/.installed $(VENV)/.installed ## check that server/p
 	cd web && $(NODE) npm run --silent unit
 	cd web && $(NODE) node build.mjs --check
 	cd web && UNDERSTUDY_TEST_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent browser
+
+test-page-long: web/node_modules/.installed $(VENV)/.installed ## look at the page at more widths (3 minutes)
+	cd web && UNDERSTUDY_TEST_LONG=1 UNDERSTUDY_TEST_PYTHON=$(abspath $(BIN)/python) $(QUIET_THREADS) $(NODE) npm run --silent browser
 
 test-real: $(VENV)/.installed-test $(REAL_MODEL)/.installed ## test a small published model, which a Python package ships
 	$(PYTEST) $(BIN)/pytest -q -s tests/real $(ARGS)

@@ -252,8 +252,8 @@ def speeds_of(form: str, rounds: int) -> tuple[float, float, float, float]:
         for call, own in zip(calls, seconds, strict=True):
             own.append(processor_seconds(call))
     found = [weight.nbytes / statistics.median(own) / 1e9 for own in seconds]
-    encoding, decoding, in_lockstep, in_c, *_ = *found, nan, nan
-    return encoding, decoding, in_lockstep, in_c
+    encoding, decoding, in_lockstep, of_c, *_ = *found, nan, nan
+    return encoding, decoding, in_lockstep, of_c
 
 
 def call_in_lockstep(decode: Callable[[], object]) -> None:

@@ -11,21 +11,13 @@ from benchmarks.memory_group import MemoryGroup, NoMemoryGroup, memory_group
 from tests.chaos.limits import DRAFTS, TIERS, change_limits, fill_group, lower_group
 
 SECONDS = 30.0
-SHORT_SECONDS = 10.0  # in which the limit is changed three times
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("tier", "draft", "seconds"),
-    [
-        pytest.param("ram", "subspec", SHORT_SECONDS, marks=pytest.mark.slow),
-        *(pytest.param(*case, SECONDS, marks=pytest.mark.long) for case in product(TIERS, DRAFTS)),
-    ],
-)
-def test_limits_that_change_under_load_alter_no_text(
-    tier: str, draft: str, seconds: float, tmp_path: Path
-) -> None:
-    found = change_limits(tmp_path, seconds, tier, draft, seed=1)
+@pytest.mark.parametrize(("tier", "draft"), [*product(TIERS, DRAFTS)])
+def test_limits_that_change_under_load_alter_no_text(tier: str, draft: str, tmp_path: Path) -> None:
+    found = change_limits(tmp_path, SECONDS, tier, draft, seed=1)
     assert [own for own in found.attempts if own.verdict != "same"] == []
     assert found.verdicts["same"] > 0
     assert found.replans["device"] > 0 and found.replans["freed"] > 0

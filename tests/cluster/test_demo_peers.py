@@ -37,7 +37,7 @@ def base(url: str) -> str:
     return url.removesuffix("/v1")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DemoServer]]:
     """Start two peers and a head, the first; the head is the last to be started."""
     with ExitStack() as stack:
@@ -75,7 +75,16 @@ def pick(found: dict[str, Any]) -> Any:
     return [found["choices"], found["usage"]["completion_tokens"], found["system_fingerprint"]]
 
 
-def test_answers_at_once_are_those_of_one_server(fleet: list[DemoServer]) -> None:
+@pytest.mark.timeout(600)
+def test_three_servers(fleet: list[DemoServer]) -> None:
+    """One test: workers that share several would each start three servers."""
+    check_answers_at_once(fleet)
+    check_second_turns(fleet)
+    check_a_killed_server(fleet)
+
+
+def check_answers_at_once(fleet: list[DemoServer]) -> None:
+    """Check that answers of three servers at once are those of one."""
     bodies = [STORY | {"seed": seed, "max_tokens": 40, "logprobs": True} for seed in range(12)]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda body: pick(chat(fleet[0][1], body)), bodies))
@@ -83,8 +92,8 @@ def test_answers_at_once_are_those_of_one_server(fleet: list[DemoServer]) -> Non
     assert sum(peer["sent"] for peer in status(fleet[0][1])) > 0
 
 
-def test_second_turns_land_where_their_pages_are(fleet: list[DemoServer]) -> None:
-    """By chance it would be a third of them.
+def check_second_turns(fleet: list[DemoServer]) -> None:
+    """Check that second turns go where their pages are. By chance it would be a third of them.
 
     It need not be all: on a machine that is busy with other things, the passes of one of the
     servers may have been so slow that another one is expected to be earlier without pages.
@@ -113,7 +122,8 @@ def test_second_turns_land_where_their_pages_are(fleet: list[DemoServer]) -> Non
     assert 0 < sum(sent) < 2 * NUM_CHATS  # the chats were not all on one server
 
 
-def test_a_stream_whose_server_is_killed_has_the_same_text(fleet: list[DemoServer]) -> None:
+def check_a_killed_server(fleet: list[DemoServer]) -> None:
+    """Check that streams whose server is killed have the same text."""
     (_, url), *peers = fleet
     whole = chat(url, STORY)["choices"][0]["message"]["content"]
     text: dict[int, str] = {}

@@ -6,13 +6,12 @@
 import asyncio
 import random
 import re
-from collections.abc import Callable, Iterable
 
 import httpx
 import pytest
 
 from tests.demo_server import DemoServer
-from tests.kills.kinds import Question, questions
+from tests.kills.kinds import questions
 from tests.kills.rounds import Round, Wanted
 
 
@@ -22,35 +21,15 @@ def want() -> Wanted:
     return {}
 
 
-def one_of_each_kind(seed: int) -> list[Question]:
-    """Return a request of each kind, to one of the APIs that have it.
-
-    The engine dies under eight of them: more would only run before or after that.
-    """
-    chance = random.Random(seed)
-    found: dict[str, list[Question]] = {}
-    for question in questions(seed):
-        found.setdefault(question.kind, []).append(question)
-    return [chance.choice(own) for own in found.values()]
-
-
-@pytest.mark.parametrize(
-    ("way", "choose"),
-    [
-        pytest.param("SIGKILL", one_of_each_kind, marks=pytest.mark.slow, id="SIGKILL"),
-        *(
-            pytest.param(way, questions, marks=pytest.mark.long, id=f"{way} under all kinds")
-            for way in ("SIGKILL", "no more memory", "SIGSEGV")
-        ),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["SIGKILL", "no more memory", "SIGSEGV"])
 def test_answers_go_on_after_the_engine_has_ended(
-    served_demo: DemoServer, way: str, choose: Callable[[int], Iterable[Question]], want: Wanted
+    served_demo: DemoServer, way: str, want: Wanted
 ) -> None:
     server, url = served_demo
     # A request of which two engines die is refused, so there is one death only.
     own = Round(server.pid, url, "demo", random.Random(2), 8.0, (way,), 1)
-    asked = list(choose(2))
+    asked = list(questions(2))
     own.random.shuffle(asked)
     outcomes = asyncio.run(own.run(asked, want))
     assert [(str(each.question), each.why) for each in outcomes if not each.is_same] == []

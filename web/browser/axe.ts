@@ -10,6 +10,9 @@ import { PICTURES } from "./harness.ts";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
+/** The widths at which pages are looked at, in pixels; all of them by `make test-page-long`. */
+export const WIDTHS: readonly number[] = process.env.UNDERSTUDY_TEST_LONG ? [320, 390, 1280] : [320, 1280];
+
 /** The rules that the colours of a page decide. */
 const OF_COLOURS = ["color-contrast", "link-in-text-block"];
 

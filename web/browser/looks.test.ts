@@ -1,13 +1,12 @@
-/** The page in both themes and three widths: pictures to look at, and no violation that axe finds. */
+/** The page in both themes and at all widths: pictures to look at, and no violation that axe finds. */
 import { test } from "node:test";
 
 import type { Page } from "playwright-core";
 
-import { look } from "./axe.ts";
+import { look, WIDTHS } from "./axe.ts";
 import { leave, needsChromium, sharedFake, type Visit, withServer } from "./harness.ts";
 import { end, failure, scriptAnswers, type Step, text, thought } from "./scripted.ts";
 
-const WIDTHS = [320, 390, 1280];
 
 const RICH = `Here is **what it does**, with \`code\` and a [link](https://x.example).
 
@@ -107,7 +106,7 @@ const SCENES: [name: string, answers: Parameters<typeof scriptAnswers>[1], act: 
 ];
 
 for (const [name, answers, act] of SCENES) {
-  test(`${name}: both themes, three widths`, needsChromium, async () => {
+  test(`${name}: both themes, all widths`, needsChromium, async () => {
     for (const width of WIDTHS) {
       const viewport = { width, height: width < 500 ? 700 : 800 };
       const prepare = (context: Parameters<typeof scriptAnswers>[0]): Promise<unknown> => scriptAnswers(context, answers);

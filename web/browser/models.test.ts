@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import type { Page } from "playwright-core";
 
-import { look } from "./axe.ts";
+import { look, WIDTHS } from "./axe.ts";
 import { leave, needsChromium, serveFake, type Visit, type VisitOptions, withServer } from "./harness.ts";
 
 const PASSES = { seconds: 10, passes: 20, tokens: 125, link_bytes: 0, stall_seconds: { copy: 0, draft: 0, host: 0 } };
@@ -158,7 +158,7 @@ test("a server that is gone is looked for until it is there again", needsChromiu
   await leave(opened);
 });
 
-for (const width of [320, 390, 1280]) {
+for (const width of WIDTHS) {
   test(`models, ${width} pixels wide, in both themes`, needsChromium, async () => {
     const opened = await openWith(STATUS, { viewport: { width, height: 900 } });
     const { page } = opened;

@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import type { Page } from "playwright-core";
 
-import { look } from "./axe.ts";
+import { look, WIDTHS } from "./axe.ts";
 import { leave, needsChromium, PICTURES, sharedFake, type Visit, type VisitOptions, withServer } from "./harness.ts";
 
 const fake = withServer(sharedFake);
@@ -141,7 +141,7 @@ test("a model that the server does not have is named", needsChromium, async () =
   await leave(opened);
 });
 
-for (const width of [320, 390, 1280]) {
+for (const width of WIDTHS) {
   test(`a plan, ${width} pixels wide, in both themes`, needsChromium, async () => {
     const opened = await open({ viewport: { width, height: 900 } });
     const { page } = opened;

@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import type { Page } from "playwright-core";
 
-import { look } from "./axe.ts";
+import { look, WIDTHS } from "./axe.ts";
 import { leave, needsChromium, PICTURES, sharedDemo, type Visit, type VisitOptions, withServer } from "./harness.ts";
 
 const demo = withServer(sharedDemo);
@@ -157,9 +157,9 @@ test("an answer is saved as one file with its paint", needsChromium, async () =>
   await leave(opened);
 });
 
-for (const [width, height] of [[1280, 800], [390, 844], [320, 640]] as const) {
+for (const width of WIDTHS) {
   test(`passes and a race look right on ${width} pixels, in both themes`, needsChromium, async () => {
-    const opened = await answered({ viewport: { width, height } });
+    const opened = await answered({ viewport: { width, height: Math.min(2 * width, 800) } });
     const { page } = opened;
     await look(page, `painted-${width}`);
     await choose(page, "Show its passes");
