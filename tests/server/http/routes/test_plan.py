@@ -103,8 +103,9 @@ async def test_a_process_is_kept_for_the_next_plan_and_ends_when_none_comes() ->
     async with planning(plan_targets.echo) as client:
         first, second = [(await plan(client)).json()["process"] for _ in range(2)]
         assert first == second
-        planners()[0].kill()
-        await ends(planners()[0])
+        (process,) = planners()
+        process.kill()
+        await ends(process)
         assert (await plan(client)).json()["process"] != first
     async with planning(plan_targets.echo, keep=0) as client:
         await plan(client)
