@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -230,6 +231,8 @@ def test_q_ends_what_is_shown_and_restores_the_terminal(monkeypatch: pytest.Monk
     with open(terminal) as stdin, open(keyboard, "wb", buffering=0) as keys:
         monkeypatch.setattr("sys.stdin", stdin)
         before = termios.tcgetattr(terminal)
+        # Where the tests run in the background, SIGINT is ignored.
+        interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
         def press() -> None:
             with leaving_by_q():
@@ -237,6 +240,9 @@ def test_q_ends_what_is_shown_and_restores_the_terminal(monkeypatch: pytest.Monk
                 keys.write(b"xq")
                 threading.Event().wait(60)
 
-        with pytest.raises(KeyboardInterrupt):
-            press()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                press()
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
         assert termios.tcgetattr(terminal) == before
