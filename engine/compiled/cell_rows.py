@@ -94,6 +94,8 @@ def _tables(code: Code, reaches: list[Words], scales: Any, group: Any) -> list[A
     order = [*range(LANES)] * (TILE // LANES)
     lanes = code.ir.Constant(code.ir.VectorType(code.word, TILE), order)
     found = []
+    # Widths are bytes: LLVM would join a look-up of 16-bit widths with the first shift of `_sums`,
+    # and then look up each lane by itself.
     for own, bits in zip(cell, (_WORD, _WORD, 8), strict=True):
         table = builder.trunc(own.value, code.ir.VectorType(code.ir.IntType(bits), LANES))
         found.append(builder.shuffle_vector(table, table, lanes))
@@ -127,7 +129,7 @@ def _values(
     word = place >> 4
     one, other = code.look_up(window, word), code.look_up(window, word + 1)
     kind = window.type
-    # The vector of words of 32 bits, shifted by the last four bits of the place.
+    # Two words of 16 bits, joined and shifted right by the last four bits of the place (modulo 16).
     signature = ir.FunctionType(kind, [kind] * 3)
     name = f"llvm.fshr.v{TILE}i{_WORD}"
     shift = builder.module.globals.get(name) or ir.Function(builder.module, signature, name)

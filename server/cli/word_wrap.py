@@ -38,7 +38,7 @@ class WordWrap:
         self._print()
 
     def break_line(self) -> None:
-        """End the line that is begun, for a note below it. The text goes on in the next line."""
+        """End the unfinished line, so that a note can be printed before the text goes on."""
         if self._column:
             self._break()
             self._print()

@@ -1,4 +1,4 @@
-"""The spans of requests that a Ray replica runs, as children of those of the server in front."""
+"""Spans of requests that a Ray replica runs. Their parents are spans of the front server."""
 
 from collections.abc import Callable, Mapping
 

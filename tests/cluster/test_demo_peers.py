@@ -84,7 +84,7 @@ def test_three_servers(fleet: list[DemoServer]) -> None:
 
 
 def check_answers_at_once(fleet: list[DemoServer]) -> None:
-    """Check that answers of three servers at once are those of one."""
+    """Check that answers which three servers give at the same time equal those of one server."""
     bodies = [STORY | {"seed": seed, "max_tokens": 40, "logprobs": True} for seed in range(12)]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda body: pick(chat(fleet[0][1], body)), bodies))
