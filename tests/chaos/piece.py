@@ -37,6 +37,7 @@ from tests.chaos.processes import find_processes
 from tests.chaos.schedule import KINDS, Act, make_acts
 from tests.chaos.stage import IDLE_UNLOAD_S, KV_DISK_BYTES, MODELS, Stage, staged
 from tests.chaos.witnesses import (
+    Attempt,
     Known,
     Witness,
     ask_plainly,
@@ -202,10 +203,7 @@ class _Piece:
             if self._stage.shim is not None:
                 self._stage.shim.strike({})
         attempts = [attempt for witness in witnesses for attempt in witness.attempts]
-        self._record.requests += len(attempts)
-        self._record.verdicts.update(attempt.verdict for attempt in attempts)
-        refused = [attempt for attempt in attempts if attempt.verdict == "refused"]
-        self._record.codes.update(attempt.code for attempt in refused)
+        self._count_attempts(attempts)
         self._record.steps.update(window.kind for window in faults.windows)
         self._record.skipped += faults.skipped
         own += faults.failures
@@ -217,10 +215,17 @@ class _Piece:
             return ["the server does not run"]
         witness = Witness(self._url, self._known, lambda: act.model, Random(self._seed))
         fault = await witness.recover(act.model, RECOVERED)
+        self._count_attempts(witness.attempts)
         return [fault] if fault else []
 
     def _count(self, sent: Sent) -> None:
         self._record.requests += sent.requests
+
+    def _count_attempts(self, attempts: Sequence[Attempt]) -> None:
+        self._record.requests += len(attempts)
+        self._record.verdicts.update(attempt.verdict for attempt in attempts)
+        refused = [attempt for attempt in attempts if attempt.verdict == "refused"]
+        self._record.codes.update(attempt.code for attempt in refused)
 
     def _load_plainly(self) -> None:
         """Send plain requests for some time, and take an account after each hundred."""

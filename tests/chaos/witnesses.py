@@ -170,6 +170,7 @@ class Witness:
                 until = time.monotonic() + ANSWER_S
                 while True:
                     attempt = await self._try(client, question, model)
+                    self.attempts.append(attempt)
                     if attempt.verdict == "same":
                         break
                     if attempt.verdict == "altered" or time.monotonic() > until:
