@@ -192,7 +192,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
-	@echo "Installing into $(VENV) (once; a few minutes)"
+	@echo "Installing into $(VENV) (once; up to 3 GB are downloaded, which takes minutes)"
 	$(BIN)/pip install $(PIP_FLAGS) $(PINNED) -e .
 	@touch $@
 

@@ -4,7 +4,7 @@ import argparse
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -35,12 +35,18 @@ THREADS = "OMP_NUM_THREADS"
 
 
 def serve_cluster(
-    args: argparse.Namespace, env: Mapping[str, str], console: Console, signals: EndSignals
+    args: argparse.Namespace,
+    env: Mapping[str, str],
+    settings: Settings,
+    console: Console,
+    signals: EndSignals,
+    drain: Callable[[], None],
 ) -> int:
     """Run the server in front of the replicas until a signal ends it. Return the exit code."""
     if args.attach and not args.address:
         raise ConfigError("--attach: name the Ray cluster too, such as --address auto")
-    return serve(args, env, console, signals, functools.partial(open_cluster, args, signals))
+    backend = functools.partial(open_cluster, args, signals)
+    return serve(args, env, settings, console, signals, drain, backend)
 
 
 def open_cluster(

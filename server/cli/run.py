@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from engine.errors import EngineError
 from server.cli.arguments import Parsers, build_parsers, version_line
+from server.cli.asked_settings import asked_settings
 from server.cli.console import Console
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.config.environment import unknown_variables
@@ -27,8 +28,7 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
     console = Console()
     try:
         if args.command not in QUIET:
-            for warning in unknown_variables(os.environ):
-                console.warning(warning)
+            _warn_of_variables(console)
         return _run(args, parsers, console, signals)
     except (ConfigError, EngineError) as error:
         console.error(error)
@@ -40,18 +40,9 @@ def run(argv: Sequence[str] | None, signals: EndSignals) -> int:
 def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: EndSignals) -> int:
     """Run one command. Each imports what it needs: the web stack and rich take a while."""
     match args.command:
-        case "serve":
+        case "serve" | "cluster":
             signals.expect_server()
-            console.line("Starting the server.")  # importing its libraries takes seconds
-            from server.cli.serve import serve
-
-            return serve(args, os.environ, console, signals)
-        case "cluster":
-            signals.expect_server()
-            console.line("Starting the server.")
-            from server.cli.cluster import serve_cluster
-
-            return serve_cluster(args, os.environ, console, signals)
+            return _run_server(args, console, signals)
         case "help":
             return _print_help(args.topic, parsers)
         case "version":
@@ -97,6 +88,26 @@ def _run(args: argparse.Namespace, parsers: Parsers, console: Console, signals: 
         "pull": commands.pull,
         "prune": commands.prune,
     }[args.command](args, os.environ, console)
+
+
+def _run_server(args: argparse.Namespace, console: Console, signals: EndSignals) -> int:
+    """Run a server. Its settings are read before anything else: they say how lines are written."""
+    settings = asked_settings(args, os.environ)
+    with console.taking_logs(settings) as drain:
+        console.line("Starting the server.")  # importing its libraries takes seconds
+        _warn_of_variables(console)
+        if args.command == "serve":
+            from server.cli.serve import serve
+
+            return serve(args, os.environ, settings, console, signals, drain)
+        from server.cli.cluster import serve_cluster
+
+        return serve_cluster(args, os.environ, settings, console, signals, drain)
+
+
+def _warn_of_variables(console: Console) -> None:
+    for warning in unknown_variables(os.environ):
+        console.warning(warning)
 
 
 def _print_help(topic: str | None, parsers: Parsers) -> int:

@@ -23,10 +23,10 @@ from server.cli.console import Console
 from server.cli.servers import announced
 from server.cli.signals import INTERRUPTED, EndSignals
 from server.cli.suggest import did_you_mean
-from server.config.environment import ENV_KEY, unknown_variables
+from server.config.environment import ENV_KEY
 from server.config.files import ConfigError, asked_folder, save_folder, search_path
 from server.config.registry import ModelEntry, Registry, entry_yaml, make_entry, read_entries
-from server.config.settings import Settings, load_settings
+from server.config.settings import Settings
 from server.http.app import create_app
 from server.http.auth import ApiKeys, is_loopback, read_keys
 from server.http.certificate import Certificate, read_certificate
@@ -161,62 +161,35 @@ def _refuse_taken_id(made: ModelEntry, entries: Sequence[ModelEntry]) -> None:
 def serve(
     args: argparse.Namespace,
     env: Mapping[str, str],
-    console: Console,
-    signals: EndSignals,
-    open_backend: OpenBackend = here,
-) -> int:
-    """Run the server until a signal or an error ends it, and return the exit code."""
-    folders = search_path(asked_folder(args.config, env), Path.cwd(), env)
-    options = {
-        "host": args.host,
-        "port": args.port,
-        "default_model": args.model,
-        "api_key_file": args.api_key_file,
-        "tls_cert": args.tls_cert,
-        "tls_key": args.tls_key,
-        "insecure": args.insecure or None,
-        "log_format": args.log_format,
-        "access_log": args.access_log or None,
-    }
-    settings = load_settings(folders, env, options)
-    with console.taking_logs(settings) as drain:
-        for warning in unknown_variables(env):
-            console.warning(warning)
-        return _serve(args, env, settings, folders, console, signals, drain, open_backend)
-
-
-def _serve(
-    args: argparse.Namespace,
-    env: Mapping[str, str],
     settings: Settings,
-    folders: Sequence[Path],
     console: Console,
     signals: EndSignals,
     drain: Callable[[], None],
-    open_backend: OpenBackend,
+    open_backend: OpenBackend = here,
 ) -> int:
+    """Run the server until a signal or an error ends it, and return the exit code.
+
+    Args:
+        drain: waits until `console` has printed all that was written to stderr.
+    """
+    asked = asked_folder(args.config, env)
     check_cache()
     keys = read_keys(env, settings.api_key_file, args.api_key)
     _refuse_open_host(settings, keys)
     certificate = read_certificate(settings.tls_cert, settings.tls_key)
-    registry = open_registry(folders, settings)
+    registry = open_registry(search_path(asked, Path.cwd(), env), settings)
     entry = registry.find(None)
-    if args.api_key is not None:
-        console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
-    if args.save and entry.path is not None:
-        console.line(f"{entry.id} already has a file: {entry.path}")
-    saves = save_folder(asked_folder(args.config, env), Path.cwd(), env)
-    saved = saves / "models" / f"{entry.id}.yaml"
+    _note_options(args, entry, console)
+    saved = save_folder(asked, Path.cwd(), env) / "models" / f"{entry.id}.yaml"
     listener = bind(settings.host, settings.port, settings.client_timeout)
     traces = open_traces(settings, env)
-    ended = traces.record if traces is not None else lambda _: None
     backend = open_backend(settings, registry)
     app = create_app(
         settings,
         backend.registry,
         backend.engines,
         keys=keys,
-        ended=ended,
+        ended=traces.record if traces is not None else lambda _: None,
         trace=traces.headers if traces is not None else client_trace,
         progress=console.progress,
         peers=backend.peers,
@@ -245,6 +218,13 @@ def _serve(
             drain()
             signals.end(code)  # without waiting for threads that tokenize or compile a grammar
         return code
+
+
+def _note_options(args: argparse.Namespace, entry: ModelEntry, console: Console) -> None:
+    if args.api_key is not None:
+        console.line(f"other users can see --api-key in the list of processes; set {ENV_KEY}")
+    if args.save and entry.path is not None:
+        console.line(f"{entry.id} already has a file: {entry.path}")
 
 
 async def _run(

@@ -9,7 +9,13 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 from server.config.files import ENV_CONFIG
-from server.config.settings import FILE_NAME, FILE_ONLY, PREFIX, Settings
+from server.config.settings import (
+    FILE_NAME,
+    FILE_ONLY,
+    PREFIX,
+    Settings,
+    is_service_address,
+)
 
 ENV_KEY = "UNDERSTUDY_API_KEY"
 ENV_URL = "UNDERSTUDY_URL"
@@ -22,7 +28,6 @@ VARIABLES = OF_SETTINGS | {ENV_KEY, ENV_URL, ENV_CA, ENV_CONFIG, ENV_CACHE}
 OF_OTHERS = re.compile(
     r"UNDERSTUDY_(TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
-ADDRESS = re.compile(r"(tcp|udp|sctp)://")  # the value of UNDERSTUDY_..._PORT in Kubernetes
 
 
 def unknown_variables(env: Mapping[str, str]) -> Iterator[str]:
@@ -30,7 +35,7 @@ def unknown_variables(env: Mapping[str, str]) -> Iterator[str]:
     short = [name.removeprefix(PREFIX) for name in VARIABLES]  # else all resemble each other
     for name, value in sorted(env.items()):
         is_ours = name.startswith(PREFIX) and value and name not in VARIABLES
-        if not is_ours or OF_OTHERS.fullmatch(name) or ADDRESS.match(value):
+        if not is_ours or OF_OTHERS.fullmatch(name) or is_service_address(name, value):
             continue
         own = name.removeprefix(PREFIX)
         if own.lower() in FILE_ONLY:

@@ -3,6 +3,7 @@
 Command-line options override environment variables, which override the file.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,10 @@ FILE_NAME = "understudy.yaml"
 PREFIX = "UNDERSTUDY_"
 FILES = ("api_key_file", "tls_cert", "tls_key")  # relative to the folder of the file that has them
 FILE_ONLY = ("peers",)  # settings that no variable and no option sets
+
+# Where a service is called `understudy`, Kubernetes sets UNDERSTUDY_PORT to its address in all
+# containers of the namespace, in place of what the image has set.
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 LONGEST_S = 366 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
@@ -67,6 +72,11 @@ class Settings(Section):
     insecure: bool = False  # whether to listen on other hosts than loopback without keys
 
 
+def is_service_address(variable: str, value: str) -> bool:
+    """Return whether Kubernetes has set an environment variable to the address of a service."""
+    return variable.endswith("_PORT") and SERVICE_ADDRESS.match(value) is not None
+
+
 def load_settings(
     folders: Sequence[Path], env: Mapping[str, str], options: Mapping[str, Any]
 ) -> Settings:
@@ -92,7 +102,7 @@ def load_settings(
         if name in FILE_ONLY:
             continue
         variable = PREFIX + name.upper()
-        if env.get(variable):
+        if env.get(variable) and not is_service_address(variable, env[variable]):
             values[name], origin[name] = env[variable], f"environment variable {variable}"
         if options.get(name) is not None:
             values[name], origin[name] = options[name], "--" + name.replace("_", "-")

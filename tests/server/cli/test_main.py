@@ -1,6 +1,7 @@
 """The output of the command line and its exit codes."""
 
 import fcntl
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -237,3 +238,25 @@ def test_commands_warn_once_of_a_variable_that_is_not_known(
     assert (
         capsys.readouterr().err.count("warning: the environment variable UNDERSTUDY_PROT") == count
     )
+
+
+@pytest.mark.parametrize("command", ["serve", "cluster serve"])
+@pytest.mark.parametrize("place", ["option", "variable", "file"])
+def test_in_a_json_log_every_line_is_json(
+    command: str,
+    place: str,
+    capfd: Capture,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ["--log-format", "json"] if place == "option" else []
+    if place == "variable":
+        monkeypatch.setenv("UNDERSTUDY_LOG_FORMAT", "json")
+    if place == "file":
+        (home / "configs").mkdir()
+        (home / "configs" / "understudy.yaml").write_text("log_format: json")
+    monkeypatch.setenv("UNDERSTUDY_PROT", "80")
+    assert main.main([*command.split(), "no-such-model", *options]) == 1
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["level"] for line in lines] == ["info", "warning", "error"]
+    assert lines[0]["message"] == "Starting the server."
