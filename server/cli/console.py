@@ -21,6 +21,7 @@ from server.schemas.status import LoadStep
 
 # Between two lines of progress of a step, where a line cannot be overwritten.
 LINE_PERCENT, LINE_SECONDS = 10, 5.0
+ERROR = "understudy: error: "  # why a command fails follows
 BAR = 24  # cells of a bar of progress
 
 
@@ -50,7 +51,7 @@ class Console:
         if self._json is not None:
             self._log(logging.ERROR, str(text))
         else:
-            self._print(f"understudy: error: {text}")
+            self._print(f"{ERROR}{text}")
 
     def warning(self, text: str) -> None:
         """Print what the user has probably not meant."""

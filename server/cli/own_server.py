@@ -11,6 +11,7 @@ from typing import IO
 
 from rich.console import Console
 
+from server.cli.console import ERROR
 from server.cli.control import state_text
 from server.cli.paint import shown_text
 from server.cli.remote import Remote, RemoteError, Unreachable, choose_url, connect_to
@@ -43,7 +44,8 @@ def server_for(
 def _started(args: argparse.Namespace, env: Mapping[str, str], screen: Console) -> Iterator[str]:
     """Start a server on a free port, wait until its model is loaded, and end it after the block."""
     model = [] if args.model is None else [args.model]
-    command = [sys.executable, "-m", "server.cli.main", "serve", *model, "--port", "0"]
+    options = ["--port", "0", "--log-format", "text"]
+    command = [sys.executable, "-m", "server.cli.main", "serve", *model, *options]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as output,
         # In a session of its own, Ctrl-C in this terminal does not reach it.
@@ -78,8 +80,9 @@ def _wait_until_loaded(
                 spinner.update(state)
             time.sleep(POLL_S)
     output.seek(0)
-    reason = output.read()[-LONGEST_REASON:].strip()
-    raise RemoteError(f"the server could not be started:\n{reason}")
+    log, mark, error = output.read().rpartition(ERROR)
+    reason = error.strip() if mark else log[-LONGEST_REASON:].strip()
+    raise RemoteError(f"the server could not be started: {reason}")
 
 
 def _load_state(remote: Remote) -> str | None:

@@ -15,6 +15,7 @@ from engine.errors import escaped, system_reason
 from server.cli.servers import running_servers
 from server.config.environment import ENV_CA, ENV_KEY, ENV_URL
 from server.config.files import ConfigError
+from server.config.settings import variable_value
 from server.http.certificate import first_certificate, pinned_context
 from server.schemas.status import ServerStatus
 
@@ -221,7 +222,8 @@ def choose_url(asked: str | None, env: Mapping[str, str]) -> str:
     if len(urls) > 1:
         raise RemoteError(f"several servers run; name one with --url: {', '.join(urls)}")
     scheme = "https" if env.get("UNDERSTUDY_TLS_CERT") else "http"
-    return urls[0] if urls else f"{scheme}://127.0.0.1:{env.get('UNDERSTUDY_PORT') or DEFAULT_PORT}"
+    port = variable_value("UNDERSTUDY_PORT", env) or DEFAULT_PORT
+    return urls[0] if urls else f"{scheme}://127.0.0.1:{port}"
 
 
 def connect(args: argparse.Namespace, env: Mapping[str, str]) -> Remote:

@@ -77,6 +77,12 @@ def is_service_address(variable: str, value: str) -> bool:
     return variable.endswith("_PORT") and SERVICE_ADDRESS.match(value) is not None
 
 
+def variable_value(variable: str, env: Mapping[str, str]) -> str:
+    """Return the value of a setting's environment variable; "" if none is set."""
+    value = env.get(variable, "")
+    return "" if is_service_address(variable, value) else value
+
+
 def load_settings(
     folders: Sequence[Path], env: Mapping[str, str], options: Mapping[str, Any]
 ) -> Settings:
@@ -102,8 +108,8 @@ def load_settings(
         if name in FILE_ONLY:
             continue
         variable = PREFIX + name.upper()
-        if env.get(variable) and not is_service_address(variable, env[variable]):
-            values[name], origin[name] = env[variable], f"environment variable {variable}"
+        if value := variable_value(variable, env):
+            values[name], origin[name] = value, f"environment variable {variable}"
         if options.get(name) is not None:
             values[name], origin[name] = options[name], "--" + name.replace("_", "-")
     return check_section(values, Settings, where, origin)

@@ -92,6 +92,7 @@ def test_a_server_without_a_writable_home_runs(state: Path) -> None:
     [
         (None, {}, "http://127.0.0.1:8000"),
         (None, {"UNDERSTUDY_PORT": "81"}, "http://127.0.0.1:81"),
+        (None, {"UNDERSTUDY_PORT": "tcp://10.0.0.1:80"}, "http://127.0.0.1:8000"),  # Kubernetes
         (None, {"UNDERSTUDY_URL": "http://a"}, "http://a"),
         ("http://b", {"UNDERSTUDY_URL": "http://a"}, "http://b"),
     ],
