@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import ModelError, printable, shown
 from engine.files import read_text
-from server.config.yaml_file import parse_yaml
+from server.config.yaml_file import fault_text, parse_yaml
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ModelError as error:
         raise ConfigError(str(error)) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {fault_text(error)}") from error
     if value is None:
         return {}
     if not isinstance(value, dict):

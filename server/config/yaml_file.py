@@ -7,6 +7,7 @@ can make a small file endless or hide which value counts, and no setting needs t
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from engine.errors import shown
 
@@ -21,6 +22,21 @@ def parse_yaml(text: str) -> object:
         raise yaml.YAMLError(f"nested more than {DEEPEST} deep") from error
     except (ValueError, OverflowError) as error:  # an invalid date or number
         raise yaml.YAMLError(str(error)) from error
+
+
+def fault_text(error: yaml.YAMLError) -> str:
+    """Return in one line what is wrong in a YAML text, and where. YAML's own texts take several."""
+    if isinstance(error, ReaderError):
+        return f"the character {chr(error.character)!r} is not allowed (position {error.position})"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark, begin, context = error.problem_mark, error.context_mark, error.context or ""
+    text = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    if not context.startswith("while"):
+        return f"{context}, {text}" if context else text
+    if begin is None or begin.line == mark.line:
+        return text
+    return f"{text}, {context} that begins in line {begin.line + 1}"
 
 
 class _Loader(yaml.SafeLoader):

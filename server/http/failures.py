@@ -39,7 +39,11 @@ class Failures:
             for path in api.paths
         ]
         self._known_paths = ", ".join(
-            sorted(f"{api.prefixes[0]}{path}" for api in apis for path in api.paths)
+            sorted(
+                f"{api.prefixes[0]}{path.replace(':path}', '}')}"  # the form of `/openapi.json`
+                for api in apis
+                for path in api.paths
+            )
         )
 
     def install(self, app: FastAPI) -> None:

@@ -195,7 +195,7 @@ def _write_texts(
             for done in range(1, TEXT_TOKENS + 1):
                 logits = _run(decoder, cache, tables, [[token] for token in chosen])
                 chosen = _draw(logits, generator)
-                what = "measuring inputs for the substitutes"
+                what = "measuring inputs for the 4-bit copies"
                 progress(LoadProgress(what, done, TEXT_TOKENS, "tokens"))
     finally:
         for table in tables:

@@ -180,7 +180,7 @@ class _Parts:
                     modules[index] = substitute_unit(modules[index], fields, device)
                     warm_up_products(modules[index])
                 done += layout.nbytes
-                context.progress(LoadProgress("loading the substitutes", done, total))
+                context.progress(LoadProgress("loading the 4-bit copies", done, total))
         model.set_output_embeddings(modules[-1])
         tensors = self._target.tensors
         return Decoder(model, BoundWeights(), tensors, device=device, strict=False), modules
@@ -204,7 +204,7 @@ class _Parts:
                 context.spec.id,
                 self._identity(kernel, is_fitted=importance is not None),
                 context.spec.memory.cache,
-                lambda step: context.progress(replace(step, what="making the substitutes")),
+                lambda step: context.progress(replace(step, what="making the 4-bit copies")),
             )
             _free_unused()  # the memory that quantizing took on a first start: loading needs it
             decoder, modules = self.decoder(units)
@@ -233,7 +233,7 @@ class _Parts:
                 lambda *_: None,  # it has few bytes; measuring reports its own progress
             )
         except ModelError as error:
-            log.warning("substitutes are not calibrated: %s", error)
+            log.warning("the 4-bit copies are not calibrated: %s", error)
             return None
 
     def _measure(self, kernel: Kernel) -> Measured:
@@ -248,7 +248,7 @@ class _Parts:
             decoder, self._target.cache, self._linears(modules), start, context.progress
         )
         seconds = time.perf_counter() - began
-        log.info("calibrating the substitutes took %.1f s, once for this model", seconds)
+        log.info("calibrating the 4-bit copies took %.1f s, once for this model", seconds)
         return measured
 
     def _units(self, kernel: Kernel, importance: UnitReader | None) -> SubstituteUnits:

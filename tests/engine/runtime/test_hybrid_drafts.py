@@ -175,6 +175,6 @@ def test_substitutes_are_calibrated(
     folder = with_bos("qwen3_5_text", tmp_path)
     with caplog.at_level("INFO"):
         engine = load(folder, replace(SUBSPEC, calibrate=True), max_sequences=2)
-    assert "calibrating the substitutes took" in caplog.text
+    assert "calibrating the 4-bit copies took" in caplog.text
     check_idle(engine)
     assert exact(run(engine, asked(logprobs=2))) == exact(plain("qwen3_5_text"))

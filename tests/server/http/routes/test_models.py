@@ -90,7 +90,7 @@ async def test_head_is_answered_wherever_get_is(client: httpx.AsyncClient, path:
 async def test_an_unknown_url_tells_which_there_are(client: httpx.AsyncClient) -> None:
     assert (await client.head("/v1/chat/completions")).status_code == 405
     message = error_of(await client.get("/api/tags"), 404)["message"]
-    assert "/v1/chat/completions" in message and "/v1/models" in message
+    assert "/v1/chat/completions" in message and "/v1/models/{model_id}/load" in message
 
 
 async def test_timings_are_rounded(client: httpx.AsyncClient) -> None:
