@@ -5,7 +5,11 @@ import { openChat } from "../../chat/chats.ts";
 import { modelOf } from "../../models.ts";
 import { send } from "./actions.ts";
 
-const BEGINNINGS = ["What is Understudy?", "Tell me a story.", "Write a function that adds two numbers."];
+const BEGINNINGS = [
+  "What is Understudy?",
+  "Tell me a short story about a fox named Mia.",
+  "Why is the sky blue?",
+];
 
 export function Welcome(): JSX.Element {
   const model = modelOf(openChat.value.settings.model);
