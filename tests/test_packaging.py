@@ -48,7 +48,7 @@ def test_compose_serves_on_loopback_with_a_key_and_pinned_memory() -> None:
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
     service = compose["services"]["understudy"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert "UNDERSTUDY_API_KEY" in service["environment"]
+    assert {"UNDERSTUDY_API_KEY", "UNDERSTUDY_DEFAULT_MODEL"} <= service["environment"].keys()
     assert service["ulimits"]["memlock"] == -1
     devices = service["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["capabilities"] == ["gpu"]

@@ -19,7 +19,8 @@ def size(text: str) -> int:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if not MIN_SIZE <= found <= MAX_SIZE:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1 MiB, and at most 1 PiB")
+        bounds = 'must be from 1 MiB to 1 PiB; write for example "8GiB"'
+        raise argparse.ArgumentTypeError(f"{text!r} {bounds}")
     return found
 
 

@@ -16,6 +16,8 @@ log = logging.getLogger("understudy")
 
 LEAST_BUSY_MS = 1.0  # of the link in a pass whose rate counts: shorter times are not exact
 
+SMALL_GBPS = 0.1  # a lower rate is shown in MB/s
+
 
 class EngineStatistics:
     """The callbacks of one engine, which count and log what it reports.
@@ -93,7 +95,8 @@ class EngineStatistics:
         return f", link {self._of_limit(since.link_bytes / seconds / 1e9)}"
 
     def _of_limit(self, gbps: float) -> str:
-        return f"{gbps:.2f} of {self.limit_gbps:.2f} GB/s"
+        shown = f"{gbps:.2f}" if gbps >= SMALL_GBPS else f"{1e3 * gbps:.1f} MB/s"
+        return f"{shown} of {self.limit_gbps:.2f} GB/s"
 
     def _summary(self, stats: PassStats) -> str:
         drafted, accepted = (

@@ -46,7 +46,7 @@ def test_impossible_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_replicas must be at least replicas, 3"):
         opened("--replicas", "3", "--max-replicas", "2")
     with pytest.raises(ConfigError, match="--address auto"):
-        serve_cluster(args("--attach"), {}, Console(), EndSignals())
+        serve_cluster(args("--attach"), {}, Settings(), Console(), EndSignals(), lambda: None)
     with pytest.raises(ConfigError, match="peers"):
         opened(peers=(PeerSection(url="http://a:1"),))
     for wrong in (["--replicas", "0"], ["--up-wait", "0"], ["--gpus", "-1"], ["--down-idle", "x"]):

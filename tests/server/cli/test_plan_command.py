@@ -114,6 +114,12 @@ def test_the_other_form_of_packed_weights_is_advised_where_it_is_faster(
     assert [change for change in changes if change.startswith("stream.packed")] == advised
 
 
+def test_a_size_without_its_unit_is_refused_with_an_example(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["plan", "demo", "--device-memory", "8"])
+    assert "'8' must be from 1 MiB to 1 PiB; write for example \"8GiB\"" in capsys.readouterr().err
+
+
 def test_the_plan_fits_the_requested_memory(capsys: Capture, folder: Path) -> None:
     found = planned(capsys, str(folder), *CARD)
     plan = found["plan"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.errors import EngineDied, ModelError, PassFailed
 from engine.kv_disk_stats import KVDiskStats
 from engine.messages import Audited, PassStats, WeightsChecked
+from server.metrics.prometheus import Metrics
+from server.models.statistics import EngineStatistics
 from server.version import version
 from tests.server.conftest import MakeApp, chat, client_of, complete, error_of, serving
 from tests.server.fake_engine import FakeEngines
@@ -389,6 +392,12 @@ async def test_the_log_has_a_line_with_the_figures_of_each_answer(
         "accepted, draft 250.0 ms (and 500.0 ahead), pass 2000.0 ms, waited 1000.0 for weights, "
         "host 125.0, link 2.50 of 12.50 GB/s, 60 free pages, 3 waiting"
     )
+
+
+def test_a_slow_link_is_shown_in_smaller_units(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "understudy")
+    EngineStatistics("main", Metrics()).passed(replace(PASS, link_gbps=0.0044))
+    assert "link 4.4 MB/s of " in caplog.text
 
 
 # -- the field `speculation` of a request
