@@ -58,6 +58,7 @@ def damage(kind: str) -> None:
         other.replace(path)
 
 
+@pytest.mark.slow
 def test_what_the_cache_has_is_not_planned_to_be_made(caplog: pytest.LogCaptureFixture) -> None:
     assert to_be_made() == "4-bit copies and coded weights"
     want = exact(run(served(), ASKED))
