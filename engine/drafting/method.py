@@ -66,6 +66,10 @@ class DraftNeeds:
     node_bytes: int = 0  # that these keep of a drafted row
     node_values: int = 0  # elements of such a row that a step reads in one layer
     making_bytes: int = 0  # of host memory while the draft is made
+    reading_bytes: int = 0  # of host memory while what was made is read from the cache
+    # Names of all entries of the cache that hold what is made, beside the target's identity. The
+    # last one has the copies by which weights may be coded.
+    cache_entries: Sequence[str] = ()
     # Where the draft is a low-bit copy of the target's layers: the part of `weight_bytes` that each
     # unit's copy takes. A resident unit serves the draft too and needs no copy, unless its layer is
     # a mixture of experts.
@@ -133,6 +137,8 @@ class LoadedTarget:
     num_states: int = 0  # sequences that have states in recurrent layers at the same time
     stored_states: int = 0  # further ones, of stored prefixes
     is_coded: bool = False  # whether weights will travel in a code that needs the draft's copies
+    # Called before anything is made; raises `MakingNotPlanned` if there is no memory for it.
+    check_making: Callable[[], None] = lambda: None
 
 
 # Builds the draft once the target is loaded: a model, a look-up, or nothing.

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from engine.planning.footprint import LARGEST_PASS, Demand
-from engine.planning.plan import Memory, Plan
+from engine.planning.memory import Memory
+from engine.planning.plan import Plan
 from engine.spec import TILE
 from engine.timing import StepTimes
 from engine.weights.coding.units import CELL_BITS, EXPONENT_BITS

@@ -1,5 +1,7 @@
 """A model as its config.json describes it, which is all that a plan needs to know of the model."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property, partial
 from itertools import chain
@@ -16,9 +18,11 @@ from engine.model.library import build_of_folder, token_tables
 from engine.model.ordered import is_ordered_on
 from engine.model.recurrent import recurrent_shapes
 from engine.model.resident import expanded_bytes
+from engine.planning.cached import Cached, find_cached
 from engine.planning.experts import Experts
 from engine.planning.footprint import Demand
 from engine.spec import TILE, ModelSpec
+from engine.streaming.packed_cache import find_digest
 from engine.weights.checkpoints import num_layers
 from engine.weights.coding.units import expected_bytes
 from engine.weights.config_place import config_place
@@ -27,12 +31,14 @@ from engine.weights.experts import EXPERTS_LAST, chosen_experts
 from engine.weights.family import kv_shape, read_config, text_config
 from engine.weights.formats.joined import knows_order
 from engine.weights.formats.linear import (
+    Kernel,
     best_kernel,
     matrix_shapes,
     supports,
     without_experts,
 )
 from engine.weights.formats.tensor_cores import describe, has_fast_bfloat16
+from engine.weights.identity import identity_of
 from engine.weights.layout import Field, join_layouts
 from engine.weights.mapping import check_published_form
 from engine.weights.outline import Outline, UnreadUnits, decoder_layers
@@ -55,12 +61,20 @@ class Blueprint:
     Args:
         torch_device: where it will compute; None: a CUDA card that this machine may not have, of a
             recent kind.
+        looks_in_cache: whether a load on this machine need not make what the cache has. Nothing is
+            taken as cached for a card that this machine may not have.
     """
 
     def __init__(
-        self, spec: ModelSpec, folder: Path, torch_device: torch.device | None = None
+        self,
+        spec: ModelSpec,
+        folder: Path,
+        torch_device: torch.device | None = None,
+        *,
+        looks_in_cache: bool = True,
     ) -> None:
         self.spec = spec
+        self._looks_in_cache = looks_in_cache and torch_device is not None
         self.torch_device = torch_device
         self.folder = folder
         self.strict = spec.numerics != "fast"
@@ -76,6 +90,7 @@ class Blueprint:
         # Rows of the embedding; may be more than the tokenizer has tokens.
         self.vocab_size, self.hidden_size = self.model.get_input_embeddings().weight.shape
         self.context_length = self._context_length()
+        self._entries: dict[str, str | None] = {}  # digests of entries of the cache, by name
         self.expanded_when_read = ""  # as `CheckpointUnits` says, where the outlines are read
         # The largest unit in bytes, where the family's layers can move in slices.
         self.slice_bytes = SLICE_BYTES if self.config.model_type in EXPERTS_LAST else None
@@ -102,6 +117,17 @@ class Blueprint:
         with config_place(self.folder).naming():
             check_published_form(self.model)
             return {True: make(stored=plan_packed(self.model)), False: make(stored={})}
+
+    @cached_property
+    def revision(self) -> str:
+        """The identity of the files with the weights."""
+        return identity_of(self.folder)
+
+    @property
+    def identity(self) -> str:
+        """A hash that identifies the weights: source, revision and precision."""
+        parts = [self.revision, str(self.dtype), str(self.spec.target.quantize)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def expansions(self) -> Mapping[str, int]:
@@ -169,7 +195,21 @@ class Blueprint:
             is_ordered=self.strict and self._is_ordered(),
             has_plain_softmax=not _has_caps_or_sinks(self.model, config),
             is_latent=shape.is_latent,
+            cached=self._cached(outline, needs),
         )
+
+    def _cached(self, outline: Outline, needs: DraftNeeds) -> Cached:
+        """Return what a load of the model would find in the cache."""
+        if not self._looks_in_cache or not has_weights(self.folder):
+            return Cached()
+        is_by_copies = self._is_coded_by_copies(outline, needs)
+        return find_cached(self._find_entry, needs, is_coded_by_copies=is_by_copies)
+
+    def _find_entry(self, name: str) -> str | None:
+        """Return the digest of an entry of the cache, as it was when it was first looked for."""
+        if name not in self._entries:
+            self._entries[name] = find_digest(self.spec.id, f"{self.identity}\n{name}")
+        return self._entries[name]
 
     def _mixtures(self, outline: Outline) -> Experts | None:
         """Return the sizes of mixtures of experts; None if no layer is one."""
@@ -193,10 +233,8 @@ class Blueprint:
 
         Weights are coded by their 4-bit copies, or else by themselves.
         """
-        group, device = self.spec.draft.group, self.torch_device
-        first = join_layouts(outline.layouts, outline.layers)[0]
-        kernel = best_kernel(matrix_shapes(first), group, device)
-        is_known = bool(needs.substitute_bytes) and knows_order(kernel, device)
+        group, device, kernel = self.spec.draft.group, self.torch_device, self._kernel(outline)
+        is_known = self._is_coded_by_copies(outline, needs)
 
         def has_copy(field: Field) -> bool:
             if not is_known or len(field.shape) != 2:
@@ -205,6 +243,15 @@ class Blueprint:
             return supports(in_features, out_features, group, device, kernel)
 
         return [expected_bytes(layout, has_copy) for layout in outline.layouts]
+
+    def _is_coded_by_copies(self, outline: Outline, needs: DraftNeeds) -> bool:
+        """Return whether weights are coded by the 4-bit copies of the draft, if they are."""
+        has_copies = bool(needs.substitute_bytes)
+        return has_copies and knows_order(self._kernel(outline), self.torch_device)
+
+    def _kernel(self, outline: Outline) -> Kernel:
+        first = join_layouts(outline.layouts, outline.layers)[0]
+        return best_kernel(matrix_shapes(first), self.spec.draft.group, self.torch_device)
 
     def compiles(self, *, has_own_memory: bool) -> bool:
         """Return whether code for the CPU is compiled to serve the model on such a device.

@@ -19,7 +19,8 @@ from engine.planning.assumed import Machine, complete_times
 from engine.planning.blueprint import Blueprint
 from engine.planning.footprint import Demand
 from engine.planning.forecast import Forecast, make_forecast
-from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import Plan, make_plan
 from engine.planning.refusal import DoesNotFit
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import Device

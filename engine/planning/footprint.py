@@ -15,6 +15,7 @@ from engine.kv.page_pool import PAGE
 from engine.model.blockwise import KEY_BLOCK, MAX_SCORES
 from engine.model.fused import MAX_KEPT, MAX_MASK
 from engine.model.padded import MAX_SEGMENT_ROWS, MAX_SLOTS
+from engine.planning.cached import Cached
 from engine.planning.experts import Experts
 from engine.sampling.large_vocabularies.blocks import AT_ONCE
 from engine.sampling.noise import MAX_NUMBERS
@@ -69,6 +70,7 @@ class Demand:
     is_ordered: bool = False
     has_plain_softmax: bool = True  # no soft caps or sinks, which fused kernels lack
     is_latent: bool = False  # values have no memory of their own: they are a part of the keys
+    cached: Cached = field(default_factory=Cached)  # what a load does not have to make
 
     @property
     def link_bytes(self) -> Sequence[int]:
@@ -101,21 +103,6 @@ class Demand:
         """Return the bytes of the largest unit that is streamed coded; None if none is."""
         streamed = (size for unit, size in enumerate(self.coded_bytes) if unit not in resident)
         return max(streamed, default=None)
-
-    @property
-    def coding_bytes(self) -> int:
-        """Return the most host memory that coding a unit takes while a model is loaded.
-
-        It is a bound: the unit, the 4-bit copies of its layer, and 1.5 times as much as the unit.
-        The codes of all weights are kept until they take the place of the unit. No code of a copy
-        has more than 0.75 times the bytes of its weight, and its parts are there beside it while
-        they are joined.
-        """
-        if not self.coded_bytes:
-            return 0
-        copies = self.draft.substitute_bytes or [0] * len(self.unit_bytes)
-        layers = [sum(copies[unit] for unit in layer.units) for layer in self.layers]
-        return 5 * max(self.unit_bytes) // 2 + max([*layers, copies[-1]])
 
     def draft_bytes(self, resident: Set[int]) -> int:
         """Return the device bytes of the draft's weights, without substitutes of resident units."""

@@ -12,7 +12,8 @@ from engine.compiled.compiler import bytes_to_compile
 from engine.errors import ModelError
 from engine.malloc import give_back_freed
 from engine.planning.footprint import size_text
-from engine.planning.plan import Memory, Plan
+from engine.planning.memory import Memory
+from engine.planning.plan import Plan
 from engine.streaming.device import Device
 
 DEVICE_SHARE = 0.95  # of the free device memory: the rest is for fragmentation

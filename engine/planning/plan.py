@@ -18,7 +18,9 @@ from engine.planning.footprint import (
     pass_rows,
     size_text,
 )
-from engine.planning.refusal import MORE_DEVICE, DoesNotFit, Limit, too_little
+from engine.planning.making import made_bytes, must_make
+from engine.planning.memory import Memory, device_limit
+from engine.planning.refusal import MORE_DEVICE, DoesNotFit, Limit, once, too_little
 from engine.planning.states import count_states, describe_states
 from engine.spec import ModelSpec, Tier
 from engine.streaming.disk import PIECE_BYTES, READERS, num_staging_buffers
@@ -35,20 +37,6 @@ HOST_CONTEXTS = 2  # idle pages for at most this many full contexts of each sequ
 DISK_STAGING = READERS * 2 * PIECE_BYTES  # each thread fills one buffer while another is copied
 SEQUENCE_PAGES = 2  # of a sequence at least: one for its tokens, one for a small tree
 SHORTEST_CONTEXT = 256  # tokens: with less KV than that, a model is not served
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The memory of a machine, in bytes; `device` is a part of `ram` unless it has its own."""
-
-    device: int
-    ram: int
-    has_own_memory: bool  # the device's, beside the RAM
-    device_runtime: int = 0  # held on the device by driver and libraries; not part of `device`
-    stream_workspace: int = 0  # that libraries keep on the device for each stream that computes
-    host_runtime: int = 0  # held by the process before it loads weights; not part of `ram`
-    loading: int = 0  # RAM that may be taken for a while at load; 0: no more than `ram`
-    code: int = 0  # RAM that compiled code will take when it is first needed; not part of `ram`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +64,8 @@ class Plan:
     ram_unit_bytes: int = 0  # units of the ram tier
     staging_bytes: int = 0  # pinned buffers between disk and device
     embedding_bytes: int  # in the page cache: its rows are read from the checkpoint
-    making_bytes: int  # taken for a while during loading, beyond the rest
+    # Taken for a while during loading, beyond the rest: to make what the cache lacks, or to read.
+    making_bytes: int
     memory: Memory  # of the machine that the plan is made for
 
     @property
@@ -146,7 +135,7 @@ class _Planner:
         self.demand = demand
         self.memory = memory
         self.units = demand.unit_bytes
-        self.limit = _device_limit(spec, memory)
+        self.limit = device_limit(spec, memory)
         self.states = count_states(spec, demand, self.limit)
         self.max_sequences = self.states.max_sequences
         # For one short sequence with its scratch, and one page to grow.
@@ -180,15 +169,21 @@ class _Planner:
         trees = self.max_sequences * demand.draft.scratch_rows
         activations = activation_bytes(demand, rows, longest, has_own_memory=own, tree_rows=trees)
         other = self._other_bytes(wanted_pages)
-        making, limit = max(demand.draft.making_bytes, demand.coding_bytes), self.limit
-        if not memory.has_own_memory:  # what a pass takes is free while the draft is made
-            making = max(making - activations, 0)
-            limit = min(limit, (memory.loading or memory.ram) - making)
-        left = limit - activations - other - self.states.nbytes
-        resident, slots = self._residents(left, wanted_pages)
-        resident_bytes, ring = self._bytes(resident), self._ring_bytes(resident, slots)
-        draft = demand.draft_bytes(resident)
-        left -= draft + ring + resident_bytes
+        taken = activations + other + self.states.nbytes
+        limit, making = self.limit, 0
+        while True:
+            resident, slots = self._residents(limit - taken, wanted_pages)
+            ring, making = self._ring_bytes(resident, slots), made_bytes(demand, resident)
+            if own:
+                break
+            # The ring and the activations get their memory when all is made.
+            making = max(making - activations - ring, 0)
+            held = (memory.loading or memory.ram) - making
+            if limit <= held:
+                break
+            limit = held  # which may leave fewer units resident, and another ring
+        resident_bytes, draft = self._bytes(resident), demand.draft_bytes(resident)
+        left = limit - taken - draft - ring - resident_bytes
         pages = min(wanted_pages, left // demand.page_bytes)
         most = self.spec.max_sequences or min(self.max_sequences, max(pages // SEQUENCE_PAGES, 1))
         on_device = Plan(
@@ -295,7 +290,7 @@ class _Planner:
         states = describe_states(plan.num_states + plan.stored_states, plan.num_nodes)
         needed = {
             "runtime": runtime,
-            "what is made while loading": making,
+            "what is made or read while loading": making,
             "activations": plan.activation_bytes + plan.other_bytes,
             "draft": plan.draft_bytes,
             f"ring of {plan.ring_slots} slots": plan.ring_bytes,
@@ -307,7 +302,9 @@ class _Planner:
         fewer = " (fewer with a lower max_sequences)" if plan.num_states else ""
         is_set = asked is not None and self.limit in (asked, asked - runtime)
         limit = Limit("memory.device", is_set, is_ram=not self.memory.has_own_memory)
-        return DoesNotFit(limit, f"{problem}{fewer}. {MORE_DEVICE}")
+        resident = {unit for unit, tier in enumerate(plan.tiers) if tier == "resident"}
+        made = once(must_make(self.demand, resident)) if making else ""
+        return DoesNotFit(limit, f"{problem}{fewer}. {MORE_DEVICE}{made}")
 
     def _with_host(self, plan: Plan) -> Plan:
         """Return the plan with the contents of host memory. Raises `DoesNotFit`."""
@@ -315,9 +312,7 @@ class _Planner:
         room = memory.ram if limit is None else min(limit, memory.ram)
         if not memory.has_own_memory:  # the device's share and the host's are one memory
             room = min(room, memory.ram - plan.device_bytes)
-        # Coded units are loaded after what is made before, when its memory is free again.
-        held = 0 if memory.has_own_memory and self.demand.coded_bytes else plan.making_bytes
-        room = max(room - held, 0)
+        room = max(room, 0)
         # Pinned buffers for whole units that are read from the checkpoint.
         loaded = [self.units[i] for i, tier in enumerate(plan.tiers) if tier == "resident"]
         largest = max(loaded, default=0) if memory.has_own_memory else 0
@@ -326,12 +321,13 @@ class _Planner:
         units = self.demand.travelling_bytes(i for i, tier in enumerate(tiers) if tier == "ram")
         # Packed units of the disk tier are read in pieces; else only loading needs pinned buffers.
         staging = DISK_STAGING if memory.has_own_memory and "disk" in tiers else loading
-        pages = self._host_pages(plan.max_sequences, room - units - staging)
+        # Units are loaded after what is made before, when its memory is free again.
+        pages = self._host_pages(plan.max_sequences, room - max(units, plan.making_bytes) - staging)
         return replace(
             plan,
             tiers=tiers,
             ram_unit_bytes=units,
-            making_bytes=max(plan.making_bytes - units, held),
+            making_bytes=max(plan.making_bytes - units, 0),
             staging_bytes=staging,
             host_pages=pages,
             host_kv_bytes=pages * self.demand.host_page_bytes,
@@ -378,19 +374,6 @@ class _Planner:
             return 0
         most = HOST_CONTEXTS * max_sequences * -(-self.demand.context_length // PAGE)
         return max(min(most, int(room * HOST_KV_SHARE) // self.demand.host_page_bytes), 0)
-
-
-def _device_limit(spec: ModelSpec, memory: Memory) -> int:
-    """Return the device bytes that a plan may use: memory.device, or less if less is available.
-
-    In a device's own memory, memory.device includes the runtime. In RAM it may be more than the
-    share that is used by default.
-    """
-    if spec.memory.device is None:
-        return memory.device
-    if not memory.has_own_memory:
-        return min(spec.memory.device, memory.ram)
-    return min(spec.memory.device - memory.device_runtime, memory.device)
 
 
 def _spread(layers: Sequence[LayerUnits], count: int) -> set[int]:

@@ -15,12 +15,14 @@ from engine.errors import ModelError
 from engine.planning import assumed, link_probe, probe
 from engine.planning.assumed import Machine
 from engine.planning.blueprint import Blueprint
+from engine.planning.cached import Cached
 from engine.planning.changes import changes
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
 from engine.planning.footprint import size_text
 from engine.planning.forecast import USERS
 from engine.planning.machine import CPU_DEVICE_SHARE, RAM_SHARE, available_memory
-from engine.planning.plan import Memory
+from engine.planning.making import must_make
+from engine.planning.memory import Memory
 from engine.spec import TILE, ModelSpec
 from engine.streaming.device import choose_device
 from engine.text.tokenizer import read_tokenizer
@@ -242,6 +244,19 @@ def _coding_texts(scheme: Scheme) -> tuple[str, str]:
     return f"{bits:.1f} bits", f"lossless code: {', '.join(texts)}"
 
 
+def _made(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
+    """Yield what a start has to make, unless the draft and the form of the weights need nothing."""
+    tiers, demand = scheme.plan.tiers, scheme.demand
+    resident = {unit for unit, tier in enumerate(tiers) if tier == "resident"}
+    if not must_make(replace(demand, cached=Cached()), resident):
+        return
+    missing = must_make(demand, resident)
+    source = "at the first start" if planner.device is None else "the cache does not have them"
+    if not missing:
+        source = "the cache has all"
+    yield Assumption("to be made", " and ".join(missing) or "nothing", source)
+
+
 def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
     """Yield the figures that the forecast depends on, the most important first."""
     machine, asked, forecast = planner.machine, planner.what_if, scheme.forecast
@@ -260,6 +275,7 @@ def _assumptions(planner: _Planner, scheme: Scheme) -> Iterator[Assumption]:
         share = f"assumed, by {assumed.DECODING_SHARE:.0%} of the device memory's bandwidth"
         source = share if planner.device is None else "measured on one weight"
         yield Assumption("decoding", f"{gbps:.3g} GB/s", source)
+    yield from _made(planner, scheme)
     if "ram" in scheme.plan.tiers:
         source = "as asked" if asked.link_gbps or planner.spec.stream.simulate_gbps else "assumed"
         yield Assumption("link, RAM to device", f"{machine.ram_gbps:g} GB/s", source)

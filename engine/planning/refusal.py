@@ -1,6 +1,6 @@
 """The error for a model that does not fit, which names the limit that is too low."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,3 +45,18 @@ def too_little(has: int, missing: int, needed: Mapping[str, int]) -> str:
     """
     parts = ", ".join(f"{what} {size_text(nbytes)}" for what, nbytes in needed.items() if nbytes)
     return f"{size_text(max(has, 0))} is {size_text(missing)} too little. Needed: {parts}"
+
+
+def once(made: Sequence[str]) -> str:
+    """Return a sentence, after a space, about what has to be made; "" if there is nothing.
+
+    Args:
+        made: what a load has to make, which the cache has afterwards.
+    """
+    if not made:
+        return ""
+    return (
+        f" The cache does not have the {' and '.join(made)}, which this start has to make: it is "
+        "enough to load the model once with more memory. Later starts find them in the cache, "
+        "unless memory.cache is too low to keep them."
+    )

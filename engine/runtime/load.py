@@ -1,5 +1,6 @@
 """Loading a model: from its specification to everything that a step needs."""
 
+import gc
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,9 +22,6 @@ from engine.drafting.model.draft_model import DraftModel
 from engine.drafting.policy import TreePolicy
 from engine.drafting.tree import Bounds
 from engine.kv.cache import KVCache
-from engine.kv.disk.block_file import file_bytes
-from engine.kv.disk.folder import KVFolder
-from engine.kv.disk.store import DiskStore
 from engine.kv.disk_cache import DiskCache
 from engine.kv.page_pool import PAGE
 from engine.malloc import give_back_freed
@@ -36,15 +34,16 @@ from engine.messages import (
     SamplingParams,
 )
 from engine.model.decoder import Decoder
-from engine.model.guard import code_digest
 from engine.planning import link_probe, probe
 from engine.planning.assumed import DISK_GBPS, Machine
+from engine.planning.cached import Cached
 from engine.planning.choice import Scheme, best_scheme, make_scheme, measured_draft
-from engine.planning.footprint import size_text
 from engine.planning.forecast import USERS
 from engine.planning.machine import available_memory, check_free, name_shortage
+from engine.planning.making import CODES, COPIES
 from engine.planning.plan import Plan
 from engine.planning.replan import Replanner
+from engine.runtime.kept_kv import keep_on_disk
 from engine.runtime.reference_tile import reference_hash
 from engine.runtime.target_files import TargetFiles
 from engine.sampling.grammar.constraint import Constraint
@@ -54,6 +53,7 @@ from engine.sequences.sequence import Limits
 from engine.spec import TILE, MemorySpec, ModelSpec
 from engine.streaming.coded import DecodedUnits
 from engine.streaming.device import Device
+from engine.streaming.making_check import MakingCheck, MakingNotPlanned
 from engine.streaming.packed import PackedUnits
 from engine.streaming.recheck import Rechecks
 from engine.streaming.ring import LayerStream
@@ -128,9 +128,35 @@ def load(
         progress: called with the progress of loading.
         on_pass_progress: called by the loaded model before each unit and each tile of a pass.
 
+    The plan has no memory to make what the cache has. Where that turns out to be missing or
+    damaged, all of the model is loaded anew by a plan that has this memory.
+
     Raises `ModelError`, which names the file or setting that is wrong.
     """
-    files = TargetFiles(spec, progress)
+    try:
+        return _load(spec, progress, on_pass_progress, looks_in_cache=True)
+    except MakingNotPlanned as error:
+        log.warning(
+            "%s: %s. It is planned and loaded anew, with memory to make them", spec.id, error
+        )
+    gc.collect()  # what was loaded, whose last references went with the error
+    return _load(spec, progress, on_pass_progress, looks_in_cache=False)
+
+
+def _load(
+    spec: ModelSpec,
+    progress: ReportProgress,
+    on_pass_progress: Callable[[], None],
+    *,
+    looks_in_cache: bool,
+) -> Loaded:
+    """Plan and load a model.
+
+    Args:
+        looks_in_cache: whether the plan has no memory to make what the cache seems to have. Then
+            `MakingNotPlanned` is raised if it does not have it.
+    """
+    files = TargetFiles(spec, progress, looks_in_cache=looks_in_cache)
     files.device.use_compute_stream()
     files.log_remarks()
     progress(LoadProgress("measuring this machine", 0, 0))
@@ -151,6 +177,7 @@ def _load_as_planned(
 ) -> Loaded:
     """Load the weights and the draft, and allocate the KV cache."""
     spec, plan = files.spec, scheme.plan
+    checks = _making_checks(scheme.demand.cached)
     files.choose_form(packed=scheme.packed, coded=scheme.coded)
     reader = files.make_reader(plan)
     check_free(plan)
@@ -160,16 +187,18 @@ def _load_as_planned(
         decoder = files.make_decoder(stream, on_pass_progress)
         cache = files.make_kv_cache(plan, scheme.demand.draft.scratch_rows)
         stack.callback(cache.release)
-        draft = build(_lend_target(files, scheme, reader, stream, decoder, cache))
+        draft = build(_lend_target(files, scheme, reader, stream, decoder, cache, checks[0]))
         if scheme.coded:  # by the 4-bit copies of the draft
             copies = draft.copies if isinstance(draft, DraftModel) else None
-            reader = files.make_coded_reader(copies)
-            give_back_freed()  # the memory that coding took: units in RAM need it
-            stream.start(reader, files.progress)
+            reader = files.make_coded_reader(copies, checks[1])
+        give_back_freed()  # what was made took memory, which units in RAM and the ring need
+        stream.start(reader, files.progress)
         tile = reference_hash(decoder, stream, cache)
         link_gbps = stream.measure_link()
         passes = _expected_pass_times(files, measured, scheme, link_gbps)
         drafting = _make_drafting(files, draft, scheme.bounds, passes)
+        for check in checks:
+            check.allow()  # damage is repaired while requests are served
         stack.pop_all()
     limits = _make_limits(files, plan, decoder)
     info = replace(
@@ -177,7 +206,7 @@ def _load_as_planned(
         draft_methods=drafting.methods,
         draft_method=scheme.method,
     )
-    _keep_on_disk(cache, spec, info.fingerprint)
+    keep_on_disk(cache, spec, info.fingerprint)
     return Loaded(
         info=info,
         limits=limits,
@@ -201,26 +230,10 @@ def _load_as_planned(
     )
 
 
-def _keep_on_disk(cache: DiskCache, spec: ModelSpec, fingerprint: str) -> None:
-    """Let a cache keep idle KV on the disk, if the specification gives it room there.
-
-    What is found is used only if this engine would go on with an answer of the one that wrote it,
-    and was made by the same code.
-    """
-    if not (spec.memory.kv_disk and spec.prefix_cache):
-        return
-    memory = cache.pool.memory
-    parts = [fingerprint, code_digest(), memory.dtype, [*memory.shape[::2], memory.shape[3]]]
-    identity = "\n".join(map(str, [*parts, cache.pool.page_bytes, cache.state_bytes]))
-    folder = KVFolder(
-        spec.id,
-        identity,
-        {"page": file_bytes(cache.pool.page_bytes), "state": file_bytes(cache.state_bytes)},
-        spec.memory.kv_disk,
-    )
-    cache.use_disk(DiskStore(folder))
-    size, most = size_text(folder.nbytes), size_text(spec.memory.kv_disk)
-    log.info("%s: KV of prompts and answers on disk: %s of %s", spec.id, size, most)
+def _making_checks(cached: Cached) -> tuple[MakingCheck, MakingCheck]:
+    """Return the checks before copies are made and before weights are coded."""
+    copies = MakingCheck(COPIES, is_allowed=not cached.copies)
+    return copies, MakingCheck(CODES, is_allowed=not cached.codes)
 
 
 def _lend_target(
@@ -230,6 +243,7 @@ def _lend_target(
     stream: LayerStream,
     decoder: Decoder,
     cache: KVCache,
+    check_making: MakingCheck,
 ) -> LoadedTarget:
     """Return the parts of the target that a draft may share."""
     plan = scheme.plan
@@ -243,6 +257,7 @@ def _lend_target(
         num_states=plan.num_states,
         stored_states=plan.stored_states,
         is_coded=scheme.coded,
+        check_making=check_making,
     )
 
 

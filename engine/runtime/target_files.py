@@ -56,18 +56,21 @@ class TargetFiles(Blueprint):
     The constructor raises `ModelError` if the model cannot be served.
     """
 
-    def __init__(self, spec: ModelSpec, progress: ReportProgress) -> None:
+    def __init__(
+        self, spec: ModelSpec, progress: ReportProgress, *, looks_in_cache: bool = True
+    ) -> None:
         self.progress = progress
         self.device = choose_device(spec.device, spec.stream.simulate_gbps)
         source = resolve(spec.target.source, spec.target.revision, progress)
-        self._revision, self._text = source.identity, text_digest(source.folder)
+        self.revision, self._text = source.identity, text_digest(source.folder)
         self._portable_text = portable_text(source.folder)
-        super().__init__(spec, source.folder, self.device.torch_device)
+        device = self.device.torch_device
+        super().__init__(spec, source.folder, device, looks_in_cache=looks_in_cache)
         self.tokenizer = read_tokenizer(self.folder)
         self.generation = read_generation_config(self.folder, self.vocab_size)
         self.units = self.checkpoint_units()
         # From here on only the open files are read, so later changes by name have no effect.
-        if (identity_of(self.folder), text_digest(self.folder)) != (self._revision, self._text):
+        if (identity_of(self.folder), text_digest(self.folder)) != (self.revision, self._text):
             raise ModelError(
                 f"{self.folder}: its files changed while they were read. Load the model again when "
                 "they are complete"
@@ -76,12 +79,6 @@ class TargetFiles(Blueprint):
         self.expanded_when_read = self.units.expanded_when_read
         self._packed, self._coded = True, False
         self.tensors = self.units.other_tensors()
-
-    @property
-    def identity(self) -> str:
-        """A hash that identifies the weights: source, revision and precision."""
-        parts = [self._revision, str(self.dtype), str(self.spec.target.quantize)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def log_remarks(self) -> None:
         """Log what the user may not expect: an untested family, expanded parts, another type."""
@@ -139,14 +136,18 @@ class TargetFiles(Blueprint):
             return open_or_pack(self.units, self.spec.id, key, limit, self.progress)
         return self.units
 
-    def make_coded_reader(self, copies: WeightCopies | None) -> DecodedUnits:
+    def make_coded_reader(
+        self, copies: WeightCopies | None, check_making: Callable[[], None]
+    ) -> DecodedUnits:
         """Return the reader of coded units from the cache, and pack them first if it lacks them.
 
         Args:
             copies: the 4-bit copies of the draft, by which weights are coded; None: there are none.
+            check_making: called before a unit is coded.
         """
         layers = self.units.layers
-        coded = CodedUnits(self.units, layers, None if copies is None else copies.packed)
+        packed_copies = None if copies is None else copies.packed
+        coded = CodedUnits(self.units, layers, packed_copies, check_making)
         key, limit = f"{self.identity}\n{coded.identity}", self.spec.memory.cache
         packed = open_or_pack(coded, self.spec.id, key, limit, self.progress)
 
@@ -158,7 +159,10 @@ class TargetFiles(Blueprint):
         return DecodedUnits(packed, self.units.layouts, find)
 
     def make_stream(self, plan: Plan, reader: UnitReader) -> LayerStream:
-        """Return the weight stream over the units of `reader`."""
+        """Return the weight stream over the units of `reader`, which has yet to start.
+
+        So units in RAM and the ring take no memory while the draft is made and weights are coded.
+        """
         return LayerStream(
             reader,
             plan.tiers,
@@ -166,7 +170,7 @@ class TargetFiles(Blueprint):
             slots=max(plan.slots, 1),  # without streamed units no slot is allocated
             layers=self.units.layers,
             progress=self.progress,
-            starts_later=self._coded,
+            starts_later=True,
         )
 
     def make_decoder(self, stream: LayerStream, on_pass_progress: Callable[[], None]) -> Decoder:
@@ -255,7 +259,7 @@ class TargetFiles(Blueprint):
             numerics=numerics,
             fingerprint=f"us-{_digest([files, *parts])}",
             files=files,
-            revision=self._revision,
+            revision=self.revision,
             form=form,
             arithmetic=_digest(parts),
             tokenizer_path=str(self.folder),

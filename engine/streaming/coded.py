@@ -20,6 +20,15 @@ CODED_STAGING = 2  # buffers for coded units: one is filled while the other is d
 Copies = Mapping[str, Substitute]  # the 4-bit copies of a unit's weights, by name
 
 
+def code_identity(copies: str | None) -> str:
+    """Return a text that names the code of weights, and the bytes of the copies that it is by.
+
+    Args:
+        copies: the digest of the 4-bit copies (`PackedUnits.digest`); None: there are none.
+    """
+    return f"coded {CODE_VERSION}, {'no copies' if copies is None else f'copies {copies}'}"
+
+
 class CodedUnits(UnitReader):
     """A reader that codes units, for packing alone: `layouts` are those of the plain units.
 
@@ -28,21 +37,26 @@ class CodedUnits(UnitReader):
         layers: the units of each layer.
         substitutes: the 4-bit copies of the layers and the head as the cache has them, one unit for
             each; None: there are none.
+        check_making: called before a unit is coded.
     """
 
     def __init__(
-        self, plain: UnitReader, layers: Sequence[LayerUnits], substitutes: PackedUnits | None
+        self,
+        plain: UnitReader,
+        layers: Sequence[LayerUnits],
+        substitutes: PackedUnits | None,
+        check_making: Callable[[], None] = lambda: None,
     ) -> None:
         self.layouts = plain.layouts
         self._plain = plain
         self._layers = layers_of_units(layers)
         self._substitutes = substitutes
+        self._check_making = check_making
 
     @property
     def identity(self) -> str:
-        """Return a text that names the code and the bytes of the 4-bit copies."""
-        copies = "no copies" if self._substitutes is None else f"copies {self._substitutes.digest}"
-        return f"coded {CODE_VERSION}, {copies}"
+        """Return what `code_identity` returns for these units."""
+        return code_identity(None if self._substitutes is None else self._substitutes.digest)
 
     @property
     def stored_bytes(self) -> int:
@@ -64,6 +78,7 @@ class CodedUnits(UnitReader):
         return [own.name for own in layouts] == [own.name for own in self.layouts]
 
     def make(self, index: int, buffer: Tensor) -> tuple[UnitLayout, Tensor]:
+        self._check_making()
         self._plain.read(index, buffer)
         return encode_unit(self.layouts[index], buffer, self._copies(index))
 

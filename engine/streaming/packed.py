@@ -10,8 +10,6 @@ cache's folder can change the weights, as it can in the checkpoint itself.
 """
 
 import fcntl
-import hashlib
-import json
 import logging
 import mmap
 import os
@@ -37,7 +35,7 @@ from engine.cache_files import (
 from engine.errors import ModelError, system_reason
 from engine.messages import LoadProgress, ReportProgress
 from engine.streaming.disk import PIECE_BYTES, UnitFile, direct_is_faster, split_pieces
-from engine.streaming.packed_index import format_index, parse_index
+from engine.streaming.packed_index import digest_of, format_index, parse_index
 from engine.streaming.unwritten import UnwrittenUnits
 from engine.weights.first_reads import sum_words
 from engine.weights.layout import UnitLayout, UnitReader
@@ -169,7 +167,7 @@ class PackedUnits(UnitReader):
     @property
     def digest(self) -> str:
         """Return a hash of the checksums of all units: other bytes have another one."""
-        return hashlib.sha256(json.dumps(self._checksums).encode()).hexdigest()[:16]
+        return digest_of(self._checksums)
 
     def close(self) -> None:
         """Close the files and release the lock."""

@@ -6,7 +6,8 @@ replace the weights, with valid checksums, so the folder must be as trusted as t
 """
 
 import logging
-from contextlib import suppress
+import os
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from engine.cache_files import (
     lock,
     remove_folder,
     remove_stale,
+    unit_name,
 )
 from engine.errors import ModelError
 from engine.messages import ReportProgress
 from engine.streaming.packed import PackedUnits, pack
-from engine.streaming.packed_index import LAYOUT_VERSION
+from engine.streaming.packed_index import LAYOUT_VERSION, digest_of, parse_index
 from engine.weights.layout import UnitReader
+from engine.weights.open_file import OpenFile
 from engine.weights.shards import has_files
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,23 @@ def open_or_pack(
         return found
     _make_room(folder.parent, model, reader.stored_bytes, limit)
     return pack(reader, folder, key, progress)
+
+
+def find_digest(model: str, identity: str) -> str | None:
+    """Return the digest of an entry (`PackedUnits.digest`), or None if it is not complete.
+
+    Only its index and the sizes of its files are read, so damage inside a file is not noticed.
+    """
+    key = _key(model, identity)
+    folder = _folder(model, key)
+    try:
+        with closing(OpenFile(folder / INDEX, os.O_NOFOLLOW | os.O_NONBLOCK)) as index:
+            found, layouts, checksums = parse_index(index)
+        sizes = [(folder / unit_name(unit)).lstat().st_size for unit in range(len(layouts))]
+    except (OSError, ModelError):
+        return None
+    is_complete = found == key and sizes == [layout.nbytes for layout in layouts]
+    return digest_of(checksums) if is_complete else None
 
 
 def entries() -> list[CacheEntry]:

@@ -1,5 +1,6 @@
 """The index of a packed folder: the key, and the layouts and checksums of all units, as JSON."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -46,6 +47,11 @@ def parse_index(file: OpenFile) -> tuple[str, list[UnitLayout], list[list[int]]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file.path}: corrupt ({error!r}). Remove {file.path.parent}") from error
     return key, layouts, checksums
+
+
+def digest_of(checksums: Sequence[Sequence[int]]) -> str:
+    """Return a hash of the checksums of all units: other bytes have another one."""
+    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]
 
 
 def _index_checksum(key: str, units: list[dict[str, Any]]) -> int:

@@ -86,7 +86,7 @@ def host_rows(plan: "Plan") -> list[Row]:
         ("staging", plan.staging_bytes, "between disk and device"),
         ("idle KV", plan.host_kv_bytes, f"{plan.host_pages * PAGE} tokens"),
         ("embedding", plan.embedding_bytes, "in the page cache: read from the file row by row"),
-        ("while loading", plan.making_bytes, "to make the draft or to code weights"),
+        ("while loading", plan.making_bytes, "to make or read 4-bit copies, or to code weights"),
         ("compiled code", plan.memory.code, "for the CPU, when it is first needed"),
         ("runtime", plan.memory.host_runtime, "the process without weights"),
     ]

@@ -11,6 +11,7 @@ from engine.errors import ModelError
 
 if TYPE_CHECKING:
     from engine.weights.expert_weights import ExpertWeights
+    from engine.weights.formats.linear import Kernel
 
 MAKING_TEMPORARIES = 96 << 20  # of quantizing 4 M weights at a time in float32
 
@@ -23,7 +24,8 @@ def needs(context: PlanContext) -> DraftNeeds:
 
     Making a copy needs host memory for a while: the dense unit and three times a quarter of it, for
     the copy as it is written, as it is copied and as it is packed; the unit as it is stored, if
-    that is packed; and a slice of experts, if the unit is made of such.
+    that is packed; and a slice of experts, if the unit is made of such. Reading one takes two of
+    the three quarters.
     """
     from engine.weights.expert_weights import ExpertWeights
     from engine.weights.formats.linear import (
@@ -68,6 +70,8 @@ def needs(context: PlanContext) -> DraftNeeds:
         step_rows=context.bounds.width,
         weight_bytes=sum(copies),
         making_bytes=largest + MAKING_TEMPORARIES,
+        reading_bytes=max(dense // 2 for _, dense in sizes),
+        cache_entries=_cache_entries(context, kernel),
         substitute_bytes=copies,
         expert_bytes=of_experts,
     )
@@ -92,6 +96,16 @@ def prepare(context: DraftContext) -> BuildDraft:
     from engine.drafting.model.self_draft import SelfDraft
 
     return SelfDraft(context).build
+
+
+def _cache_entries(context: PlanContext, kernel: Kernel) -> tuple[str, ...]:
+    """Return the names of what is made for the draft, as the cache has it."""
+    from engine.drafting.model.importance import describe_importance
+    from engine.drafting.model.substitutes import describe_form
+
+    group, is_fitted = context.draft.group, context.draft.calibrate
+    form = describe_form(kernel, group, context.device, is_fitted=is_fitted)
+    return (describe_importance(), form) if is_fitted else (form,)
 
 
 def _check_stored(context: PlanContext, experts: ExpertWeights, of_experts: int) -> None:

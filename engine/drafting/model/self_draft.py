@@ -262,6 +262,7 @@ class _Parts:
             dtype=self._context.dtype,
             importance=importance,
             experts=self._experts,
+            check_making=self._target.check_making,
         )
 
     def _inputs(self) -> list[dict[str, tuple[int, ...]]]:
@@ -300,7 +301,7 @@ class _Parts:
         """Return the identity of the substitutes' cache entry: their weights and their form."""
         context = self._context
         form = describe_form(
-            kernel, context.spec.draft.group, context.device.kind, is_fitted=is_fitted
+            kernel, context.spec.draft.group, context.device.torch_device, is_fitted=is_fitted
         )
         return f"{context.identity}\n{form}"
 

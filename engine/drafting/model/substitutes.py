@@ -5,7 +5,7 @@ packing, but no quantizing.
 """
 
 import mmap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,7 @@ class SubstituteUnits(UnitReader):
             linear weight that has its name, and [E, in] for a fused weight of experts; scales are
             fitted by it. None: by the weights alone.
         experts: the fused weights of experts.
+        check_making: called before a unit is made.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class SubstituteUnits(UnitReader):
         dtype: torch.dtype,
         importance: UnitReader | None = None,
         experts: ExpertWeights | None = None,
+        check_making: Callable[[], None] = lambda: None,
     ) -> None:
         self._units = units
         self._importance = importance
+        self._check_making = check_making
         self._dtype = dtype
         self._turned = (experts or ExpertWeights()).stacks
         layouts: list[UnitLayout] = []
@@ -87,6 +90,7 @@ class SubstituteUnits(UnitReader):
 
     def read(self, index: int, buffer: Tensor) -> None:
         """Fill `buffer` with unit `index`. The same weights always give the same bytes."""
+        self._check_making()
         layout = self._units.layouts[index]
         dense = dense_layout(layout, self._dtype)
         own, expanded = allocate_host_buffer(layout.nbytes), allocate_host_buffer(dense.nbytes)
@@ -155,16 +159,20 @@ def allocate_host_buffer(nbytes: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
 
 
-def describe_form(kernel: Kernel, group: int, device_kind: str, *, is_fitted: bool) -> str:
+def describe_form(
+    kernel: Kernel, group: int, device: torch.device | None, *, is_fitted: bool
+) -> str:
     """Return a text that names all that substitutes depend on besides the target's weights.
 
     Args:
+        device: None stands for a CUDA card that this machine may not have.
         is_fitted: whether their scales are fitted by the importance of the input channels. The
             importance itself is not named: other figures change acceptance alone.
     """
+    kind = "cuda" if device is None else device.type
     block = group if kernel == "int4" else BLOCK
     scales = "fitted" if is_fitted else "plain"
-    return f"substitutes {FORM_VERSION} {kernel} {block} {scales} {device_kind}"
+    return f"substitutes {FORM_VERSION} {kernel} {block} {scales} {kind}"
 
 
 def linear_paths(module: nn.Module) -> list[str]:

@@ -17,7 +17,8 @@ from engine.planning.assumed import Machine
 from engine.planning.blueprint import Blueprint
 from engine.planning.choice import Scheme, best_scheme, make_scheme
 from engine.planning.footprint import Demand
-from engine.planning.plan import Memory
+from engine.planning.making import coding_bytes
+from engine.planning.memory import Memory
 from engine.planning.preview import WhatIf, preview
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.coded import CODED_STAGING
@@ -200,9 +201,9 @@ def test_coded_weights_take_half_of_the_ram() -> None:
     assert coded.plan.ram_unit_bytes == coded.plan.tiers.count("ram") * CODED
     staging = CODED_STAGING * CODED  # on the device, from which units are decoded
     assert coded.plan.ring_bytes == coded.plan.slots * DENSE + staging
-    assert coded.demand.coding_bytes == 5 * DENSE // 2
+    assert coding_bytes(coded.demand) == 5 * DENSE // 2
     assert coded.plan.making_bytes == 0  # the units are loaded after it, into the same RAM
-    assert plain.demand.coding_bytes == 0
+    assert coding_bytes(plain.demand) == 0
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -221,8 +222,8 @@ def test_a_device_that_computes_in_ram_holds_its_weights_while_units_are_coded(
 ) -> None:
     monkeypatch.setattr(choice, "LEAST_GAIN", 0.0)
     found = chosen(4, 1.0, PLAIN, "", 200.0, own=False)
-    later = found.plan.activation_bytes  # are allocated when all are coded
-    assert found.plan.making_bytes == found.demand.coding_bytes - later > DENSE
+    later = found.plan.activation_bytes + found.plan.ring_bytes  # allocated when all are coded
+    assert found.plan.making_bytes == max(coding_bytes(found.demand) - later, 0)
 
 
 def test_expanding_is_part_of_the_forecast() -> None:

@@ -8,7 +8,8 @@ from engine.drafting.method import MethodFacts, facts_of
 from engine.drafting.tree import Bounds
 from engine.planning.assumed import Machine, complete_times
 from engine.planning.forecast import Forecast, make_forecast
-from engine.planning.plan import Memory, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import make_plan
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 from engine.timing import StepTimes
 from tests.engine.planning.test_plan import ALL, DEMAND, LAYER

@@ -8,7 +8,8 @@ import pytest
 from engine.kv.page_pool import PAGE
 from engine.planning import footprint
 from engine.planning.footprint import Demand, activation_bytes, graph_bytes
-from engine.planning.plan import Memory, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import make_plan
 from engine.spec import ModelSpec, TargetSpec
 from engine.streaming.page_store import STAGING_BYTES
 from tests.engine.planning.test_plan import ALL, DEMAND, LAYER, MIB, NO_DRAFT

@@ -15,7 +15,8 @@ from engine.planning.blueprint import Blueprint
 from engine.planning.choice import _needs
 from engine.planning.experts import Experts
 from engine.planning.footprint import Demand
-from engine.planning.plan import Memory, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import make_plan
 from engine.planning.preview import WhatIf, preview
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.cpu_link import CpuDevice

@@ -11,7 +11,8 @@ from engine.planning.assumed import Machine, complete_times
 from engine.planning.blueprint import Blueprint
 from engine.planning.choice import Scheme, make_scheme
 from engine.planning.forecast import exposed_seconds, make_forecast
-from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import Plan, make_plan
 from engine.spec import DraftSpec, ModelSpec, StreamSpec, TargetSpec
 from engine.timing import StepTimes
 from engine.weights.layout import LayerUnits

@@ -13,7 +13,8 @@ from engine.errors import ModelError
 from engine.kv.page_pool import PAGE
 from engine.model.blockwise import MAX_SCORES
 from engine.planning.footprint import LARGEST_PASS, Demand
-from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, Memory, Plan, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import DISK_STAGING, SHORTEST_CONTEXT, Plan, make_plan
 from engine.planning.refusal import DoesNotFit
 from engine.spec import MemorySpec, ModelSpec, StreamSpec, TargetSpec
 from engine.streaming.page_store import STAGING_BYTES
@@ -211,9 +212,9 @@ def test_more_than_the_machines_ram_is_not_planned_for_the_device() -> None:
         plan(ALL + KV + ROOM, ram=ALL, has_own_memory=False, stream={"tier": "resident"})
 
 
-@pytest.mark.parametrize("making", [0, 300 * MIB, 500 * MIB])
+@pytest.mark.parametrize("making", [0, 300 * MIB, 600 * MIB])
 def test_what_loading_takes_for_a_while_fits_into_ram_beside_the_device(making: int) -> None:
-    demand = replace(DEMAND, draft=replace(NO_DRAFT, making_bytes=making))
+    demand = replace(DEMAND, draft=replace(NO_DRAFT, making_bytes=making, weight_bytes=1))
     asked: dict[str, Any] = {"has_own_memory": False, "demand": demand}
     for free in range(1000 * MIB, 2 * ALL, 50 * MIB):
         found = plan(int(0.8 * free), ram=int(0.9 * free), **asked)
@@ -235,8 +236,7 @@ def test_idle_pages_take_a_bounded_share_of_the_ram_that_is_left() -> None:
 
 def test_idle_pages_of_a_draft_with_its_own_cache_hold_the_targets_kv_only() -> None:
     own_cache = replace(NO_DRAFT, kv_bytes_per_token=DEMAND.kv_bytes_per_token // 2)
-    drafted = replace(DEMAND, draft=own_cache)
-    found = plan(5 * LAYER, demand=drafted)
+    found = plan(5 * LAYER, demand=replace(DEMAND, draft=own_cache))
     assert found.host_pages and found.host_kv_bytes == found.host_pages * MIB // 2
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 
 from engine.drafting.method import DraftNeeds
 from engine.planning.footprint import Demand
-from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import Plan, make_plan
 from engine.planning.replan import Replanner, Room, _spread_order
 from engine.spec import ModelSpec, StreamSpec, TargetSpec
 from tests.engine.planning.test_plan import ALL, DEMAND, HEAD, KV, LAYER, LAYERS, MIB, ROOM

@@ -12,7 +12,8 @@ from benchmarks.memory_group import NoMemoryGroup, memory_group
 from engine import cgroups as own_cgroups
 from engine.moves import LimitMemory
 from engine.planning import machine, room
-from engine.planning.plan import Memory, Plan, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import Plan, make_plan
 from engine.planning.replan import Room, planned_bytes
 from engine.planning.room import HOLD, TAKE, Available, read_available, room_in
 from engine.spec import MemorySpec, ModelSpec, TargetSpec
@@ -103,7 +104,8 @@ def test_memory_high_is_a_limit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_loading_may_take_more_for_a_while_than_is_held() -> None:
-    demand = replace(DEMAND, draft=replace(DEMAND.draft, making_bytes=500 * MIB))
+    draft = replace(DEMAND.draft, making_bytes=500 * MIB, weight_bytes=1)
+    demand = replace(DEMAND, draft=draft)
     spec = ModelSpec("m", TargetSpec("m"))
     room = 1000 * MIB
     memory = Memory(int(0.8 * room), int(0.9 * room), has_own_memory=False)

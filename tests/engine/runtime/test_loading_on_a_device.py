@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine.planning import machine, probe
-from engine.planning.plan import Memory
+from engine.planning.memory import Memory
 from engine.spec import DraftSpec
 from engine.streaming.device import Device
 from tests.engine.models import checkpoint, close_all, load

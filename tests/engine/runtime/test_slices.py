@@ -14,7 +14,8 @@ from engine.drafting.method import DraftNeeds
 from engine.messages import Generate
 from engine.model.decoder import StreamedLayer
 from engine.planning.footprint import Demand
-from engine.planning.plan import Memory, make_plan
+from engine.planning.memory import Memory
+from engine.planning.plan import make_plan
 from engine.runtime.engine import Engine
 from engine.spec import DraftSpec, MemorySpec, StreamSpec, TargetSpec
 from engine.weights.layout import LayerUnits

@@ -35,7 +35,7 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_coding_takes_no_more_memory_than_the_plan_counts(kind: str) -> None:
-    """The unit, its code, and the parts of that: `Demand.coding_bytes` without the copies."""
+    """The unit, its code, and the parts of that: `coding_bytes` without the copies."""
     torch.manual_seed(0)
     layout = lay_out("head", {"weight": (torch.bfloat16, SHAPE)})
     memory = torch.zeros(layout.nbytes, dtype=torch.uint8)
