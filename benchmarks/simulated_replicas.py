@@ -1,5 +1,6 @@
 """Replicas of a model that are simulated pass by pass, with the speeds of a plan or of a run."""
 
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from random import Random
@@ -172,13 +173,12 @@ class Replica:
         """
         allowed = PLANNED_SLOWDOWN * self.speeds.pass_seconds(rows, pairs)
         context = max(own.session.tokens - own.rows_left for own in self.running)
-        budget = TILE
-        while budget < self.speeds.max_rows:
-            more = pairs + 2 * budget * (context + budget)
-            if self.speeds.pass_seconds(rows + 2 * budget, more) > allowed:
-                break
-            budget *= 2
-        return budget
+
+        def expected(added: int) -> float:
+            return self.speeds.pass_seconds(rows + added, pairs + added * (context + added / 2))
+
+        more = range(2 * TILE, self.speeds.max_rows + 1, TILE)
+        return TILE * (1 + bisect_right(more, allowed, key=expected))
 
     def end_pass(self) -> Passed:
         """Emit the tokens of the pass that began last."""

@@ -8,6 +8,7 @@ tokens are run again later, so its text does not change.
 """
 
 import logging
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from engine.timing import PassTimes, smoothed
 log = logging.getLogger(__name__)
 
 MAX_SLOWDOWN = 1.25  # the longest pass with prompt rows, relative to a pass without
-PLANNED_SLOWDOWN = 1.12  # the relative length that is planned for; lower, since times vary
+PLANNED_SLOWDOWN = 1.04  # the relative length that is planned for; lower, since times vary
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,13 @@ class PrefillBudget:
         `context` is the number of cached tokens that the prompt rows see.
         """
         allowed = PLANNED_SLOWDOWN * (self._plain_seconds or self._passes.expect(beside) or 0.0)
-        rows = TILE
-        while rows < self._largest:
-            pairs = 2 * rows * (context + rows)
-            if (self._passes.expect(beside + 2 * rows, pairs) or inf) > allowed:
-                break
-            rows *= 2
-        return max(int(rows * self._share), TILE)
+
+        def expected(rows: int) -> float:
+            return self._passes.expect(beside + rows, rows * (context + rows / 2)) or inf
+
+        more = range(2 * TILE, self._largest + 1, TILE)
+        tiles = 1 + bisect_right(more, allowed, key=expected)
+        return max(int(tiles * self._share), 1) * TILE
 
     def observe(self, seconds: float, *, with_prompt: bool, decoding: bool) -> None:
         """Record the duration of a finished pass and adapt the share of prompt rows.
