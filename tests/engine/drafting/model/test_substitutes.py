@@ -175,10 +175,10 @@ def test_progress_is_reported_for_making_and_loading() -> None:
         return last
 
     first, second = load_and_report(), load_and_report()
-    done, total = first["making the substitutes"]
+    done, total = first["making the 4-bit copies"]
     assert done == total > 0
-    assert first["loading the substitutes"] == second["loading the substitutes"] == (done, total)
-    assert "making the substitutes" not in second
+    assert first["loading the 4-bit copies"] == second["loading the substitutes"] == (done, total)
+    assert "making the 4-bit copies" not in second
 
 
 # Failures
