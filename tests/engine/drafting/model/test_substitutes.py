@@ -177,7 +177,7 @@ def test_progress_is_reported_for_making_and_loading() -> None:
     first, second = load_and_report(), load_and_report()
     done, total = first["making the 4-bit copies"]
     assert done == total > 0
-    assert first["loading the 4-bit copies"] == second["loading the substitutes"] == (done, total)
+    assert first["loading the 4-bit copies"] == second["loading the 4-bit copies"] == (done, total)
     assert "making the 4-bit copies" not in second
 
 
