@@ -84,9 +84,9 @@ def test_three_servers(fleet: list[DemoServer]) -> None:
 
 
 def check_answers_at_once(fleet: list[DemoServer]) -> None:
-    """Check that answers which three servers give at the same time equal those of one server.
+    """Check that three servers together give the same answers as one of them alone.
 
-    They are more than one server runs at once, so that each gives some.
+    The requests are more than one server runs at once, so that each server gets some.
     """
     bodies = [STORY | {"seed": seed, "max_tokens": 40, "logprobs": True} for seed in range(20)]
     with ThreadPoolExecutor(len(bodies)) as pool:

@@ -223,7 +223,9 @@ def test_a_device_that_computes_in_ram_holds_its_weights_while_units_are_coded(
     monkeypatch.setattr(choice, "LEAST_GAIN", 0.0)
     found = chosen(4, 1.0, PLAIN, "", 200.0, own=False)
     later = found.plan.activation_bytes + found.plan.ring_bytes  # allocated when all are coded
-    assert found.plan.making_bytes == max(coding_bytes(found.demand) - later, 0)
+    coding = coding_bytes(found.demand)
+    assert coding > DENSE
+    assert found.plan.making_bytes == max(coding - later, 0)
 
 
 def test_expanding_is_part_of_the_forecast() -> None:
